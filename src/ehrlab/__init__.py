@@ -1,0 +1,1 @@
+"""ehrlab: published EHR methods and their rivals under one protocol."""
