@@ -1,0 +1,134 @@
+"""What every data source gives: tables of events in the MEDS columns, as lazy frames that stream."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import polars as pl
+
+from ehrlab.core.errors import InputError
+from ehrlab.data.cache import content_key
+from ehrlab.data.codes import DEFAULT_KINDS
+
+EVENT_SCHEMA = pl.Schema(
+    {
+        "subject_id": pl.Int64(),
+        "time": pl.Datetime("us"),
+        "code": pl.String(),
+        "numeric_value": pl.Float32(),
+        "text_value": pl.String(),
+        "visit_id": pl.Int64(),
+        "sequence": pl.Int32(),
+    }
+)
+"""MEDS data columns, then ours: visit_id (null = no visit) and sequence (rank of a code in its visit, or null)."""
+
+DEFAULT_TABLES = ("diagnoses", "procedures", "drugs")
+"""Optional tables that are read unless others are asked for: what a visit's set of codes is made of."""
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A way in which a raw row can be unusable.
+
+    what       ends the sentence "N of M rows have ..."; names the column and what was expected, never a value
+    tolerance  rows with the fault are dropped and counted while their share of the table is below this: 0 = none may
+               have it, 1 = any number may (the raw release is known to have such rows)
+    """
+
+    what: str
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class EventTable:
+    """One table on its way to MEDS.
+
+    frame      streams; columns of EVENT_SCHEMA, then `fault`: UInt8, 1 + the row's place in `faults`, null = sound
+    files      where it is read from
+    is_roster  its subjects are the data set's subjects: rows of other subjects in later tables are dropped and counted
+    """
+
+    name: str
+    frame: pl.LazyFrame
+    faults: tuple[Fault, ...]
+    files: tuple[Path, ...]
+    is_roster: bool = False
+
+
+class Source(ABC):
+    """A folder of raw tables, checked when it is opened: tables and columns are there, and are not empty.
+
+    provides  modalities (names of core.batch.Batch fields) that its tables can fill
+    kinds     kind of event ("diagnosis", "drug", ...) -> regular expressions of the codes that mean it
+    """
+
+    name: ClassVar[str]
+    root: Path
+    provides: frozenset[str]
+    kinds: Mapping[str, tuple[str, ...]] = DEFAULT_KINDS
+
+    @abstractmethod
+    def files(self) -> list[Path]:
+        """Every file that is read."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What, besides the files, decides the events; JSON-able."""
+
+    @abstractmethod
+    def tables(self) -> Iterator[EventTable]:
+        """Tables in a fixed order; at equal times a subject's events keep this order, then that of the raw rows."""
+
+    def code_metadata(self) -> pl.DataFrame:
+        """Columns code, description: what the source's own dictionaries say.
+
+        A measurement may be named without its unit: LAB//50868 describes LAB//50868//mEq/L.
+        """
+        return pl.DataFrame(schema={"code": pl.String, "description": pl.String})
+
+    def splits(self) -> pl.DataFrame | None:
+        """Columns subject_id, split where the source brings its own split; None = the seeded one is used."""
+        return None
+
+    def fingerprint(self) -> str:
+        """Changes when a raw file does: names, sizes, modification times, first and last MiB, and the settings."""
+        files = [(p.relative_to(self.root).as_posix(), *_identity(p)) for p in sorted(self.files())]
+        return content_key(self.name, self.settings(), files)
+
+
+def _identity(path: Path) -> tuple[int, int, str]:
+    stat = path.stat()
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        digest.update(file.read(MIB))
+        file.seek(max(0, stat.st_size - MIB))
+        digest.update(file.read(MIB))
+    return stat.st_size, stat.st_mtime_ns, digest.hexdigest()
+
+
+def check_tables(tables: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    """The distinct `tables` in the order of `known`; InputError for one that is not known."""
+    wrong = sorted(set(tables) - set(known))
+    if wrong:
+        raise InputError(f"data.tables: unknown table {wrong[0]!r}; expected some of {', '.join(known)}")
+    return tuple(name for name in known if name in tables)
+
+
+def modalities(tables: Sequence[str]) -> frozenset[str]:
+    """The Batch fields that the tables can fill. Hourly stays need the stays and what was measured in them."""
+    found = {"visits", "demographics"}
+    if "labs" in tables:
+        found.add("labs")
+    if "icu_stays" in tables and "vitals" in tables:
+        found.add("stays")
+    if "notes" in tables:
+        found.add("notes")
+    return frozenset(found)

@@ -1,0 +1,202 @@
+"""Runs gathered into groups and rows, and the numbers that a table shows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from ehrlab.core.errors import InputError
+from ehrlab.evaluation.comparison import Difference, ResampledRow, holm, paired_difference, resample_row
+from ehrlab.evaluation.metrics import METRICS
+from ehrlab.report.runs import Run, load_runs
+
+SIMULATED = "simulated cohort"
+MAIN_METRIC = "pr_auc"
+SHOWN_METRICS = ("pr_auc", "f1", "kappa", "auroc", "average_precision", "brier", "ece")
+CONSOLE_METRICS = SHOWN_METRICS[:4]  # what fits in 80 columns
+NUM_BOOTSTRAP = 1000
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean and sample standard deviation (NaN for one seed) over the `num` seeds in which the metric is defined."""
+
+    mean: float
+    std: float
+    num: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method of a table: the runs of its seeds, all on the same data with the same configuration."""
+
+    name: str
+    runs: tuple[Run, ...]
+
+    def summary(self, metric: str) -> Summary:
+        values = self.values(metric)
+        if not values:
+            return Summary(np.nan, np.nan, 0)
+        return Summary(
+            float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else np.nan, len(values)
+        )
+
+    def values(self, metric: str) -> list[float]:
+        return [value for run in self.runs if (value := run.value(metric)) is not None]
+
+    def resampled(self, metrics: Sequence[str], num_bootstrap: int) -> ResampledRow:
+        return resample_row({run.seed: run.predictions for run in self.runs}, metrics, num_bootstrap=num_bootstrap)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The rows that may stand in one column: same data, same task. The first row is the one compared with the
+    others."""
+
+    data: str
+    task: str
+    simulated: bool
+    fingerprint: str
+    rows: tuple[Row, ...]
+
+    @property
+    def title(self) -> str:
+        return f"{self.data} / {self.task}" + (f" ({SIMULATED})" if self.simulated else "")
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for row in self.rows for run in row.runs]
+
+    @property
+    def cohort(self) -> dict[str, object] | None:
+        return next((run.cohort for run in self.runs if run.cohort is not None), None)
+
+    def resampled(self, metrics: Sequence[str], num_comparisons: int) -> dict[str, ResampledRow]:
+        """Row name -> its resamples, enough of them for Holm's correction over `num_comparisons`.
+
+        No p-value is below 2 / (R + 1), and the smallest of a family is multiplied by the family's size.
+        """
+        num_bootstrap = max(NUM_BOOTSTRAP, 100 * num_comparisons)
+        return {row.name: row.resampled(metrics, num_bootstrap) for row in self.rows}
+
+
+def comparison_table(run_folders: Sequence[Path]) -> Table:
+    """The console's table of finished runs, rows in the order given: mean +- standard deviation (number of seeds)."""
+    runs, unfinished = load_runs(run_folders)
+    groups = group_runs(runs)
+    simulated = any(group.simulated for group in groups)
+    table = Table(title=Text("SIMULATED data: no number is a finding", "bold red") if simulated else None)
+    table.add_column("model")
+    if len(groups) > 1:
+        table.add_column("data / task")
+    for metric in CONSOLE_METRICS:
+        table.add_column(
+            METRICS[metric].label + (" x100" if METRICS[metric].percent else ""), justify="right", no_wrap=True
+        )
+    for group in groups:
+        for row in group.rows:
+            cells = [show_summary(row.summary(metric), metric, "+-") for metric in CONSOLE_METRICS]
+            # Text, not str: rich would read [brackets] in a row's name as markup.
+            place = [Text(group.title)] if len(groups) > 1 else []
+            table.add_row(Text(row.name), *place, *cells)
+        table.add_section()
+    notes = ["mean +- standard deviation (number of seeds)"]
+    if len(groups) == 1:
+        notes.append(groups[0].title)
+    if unfinished:
+        notes.append(f"{len(unfinished)} unfinished runs left out")
+    table.caption = Text("; ".join(notes))
+    return table
+
+
+def group_runs(runs: Sequence[Run]) -> list[Group]:
+    """Groups and rows in order of first appearance.
+
+    Two configurations of one row become two rows, each with its hash in the name.
+    """
+    groups: dict[tuple[str, str, bool, str], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.data, run.task, run.simulated, run.fingerprint), []).append(run)
+    return [Group(*key, rows=_rows(members)) for key, members in groups.items()]
+
+
+def _rows(runs: Sequence[Run]) -> tuple[Row, ...]:
+    by_row: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        by_row.setdefault((run.row, run.hash), []).append(run)
+    names = [name for name, _ in by_row]
+    return tuple(
+        Row(name if names.count(name) == 1 else f"{name} [{config_hash}]", tuple(sorted(members, key=lambda r: r.seed)))
+        for (name, config_hash), members in by_row.items()
+    )
+
+
+def differences_to_first(rows: Sequence[tuple[str, ResampledRow]], metric: str) -> list[tuple[str, Difference | str]]:
+    """First row minus each other row; in place of a difference the reason why the two cannot be compared."""
+    found: list[tuple[str, Difference | str]] = []
+    for name, other in rows[1:]:
+        try:
+            found.append((name, paired_difference(rows[0][1], other, metric)))
+        except InputError as refusal:
+            # One row on other samples must not cost the page its other rows; the page prints the refusal in its place.
+            found.append((name, str(refusal)))
+    return found
+
+
+def holm_of(differences: Sequence[Difference | str]) -> list[float]:
+    """Holm-adjusted p-values over one family of comparisons, NaN where there was no test."""
+    return holm([d.p_value if isinstance(d, Difference) else np.nan for d in differences])
+
+
+def show(value: float, metric: str) -> str:
+    """A number as the tables print it: times 100 with one decimal, or three decimals.
+
+    >>> show(0.7012, "pr_auc"), show(0.1234, "brier"), show(float("nan"), "f1")
+    ('70.1', '0.123', 'undefined')
+    """
+    if not np.isfinite(value):
+        return "undefined"
+    return f"{value * 100:.1f}" if METRICS[metric].percent else f"{value:.3f}"
+
+
+def show_summary(summary: Summary, metric: str, plus_minus: str = "±") -> str:
+    """`70.1 ± 0.6 (5)`; without the spread for one seed; `undefined` where no seed has a value."""
+    if summary.num == 0:
+        return "undefined"
+    spread = f" {plus_minus} {show(summary.std, metric)}" if summary.num > 1 else ""
+    return f"{show(summary.mean, metric)}{spread} ({summary.num})"
+
+
+def show_p(p: float) -> str:
+    """`p=.14`, `p<.001`, or `p undefined`.
+
+    >>> show_p(0.1418), show_p(0.0002), show_p(1.0)
+    ('p=.14', 'p<.001', 'p=1.00')
+    """
+    if not np.isfinite(p):
+        return "p undefined"
+    if p < 0.001:
+        return "p<.001"
+    return "p=" + (f"{p:.3f}" if p < 0.01 else f"{p:.2f}").removeprefix("0")
+
+
+def show_difference(value: float, metric: str) -> str:
+    """A signed difference in the units of `show`."""
+    if not np.isfinite(value):
+        return "undefined"
+    return f"{value * 100:+.1f}" if METRICS[metric].percent else f"{value:+.3f}"
+
+
+def show_range(low: float, high: float, metric: str) -> str:
+    """`[68.9, 71.2]`, empty where there is no interval."""
+    return f"[{show(low, metric)}, {show(high, metric)}]" if np.isfinite([low, high]).all() else ""
+
+
+def metric_header(metric: str) -> str:
+    """`PR-AUC ×100 ↑`: unit and the better direction."""
+    entry = METRICS[metric]
+    arrow = {1: " ↑", -1: " ↓", 0: ""}[entry.better]
+    return entry.label + (" ×100" if entry.percent else "") + arrow

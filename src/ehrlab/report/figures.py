@@ -1,0 +1,187 @@
+"""Figures as inline SVG (in the reader's text colour, so that light and dark pages both work) and as PNG.
+
+Drawn on `Figure` objects without pyplot: no window, no current figure, and settings live in an `rc_context`.
+"""
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+
+from ehrlab.evaluation.curves import CalibrationBin, grid
+from ehrlab.evaluation.metrics import FloatArray
+
+# Seven hues that differ for colour-blind readers and show on white and on dark grey; then again with dashes.
+_COLOURS = ("#2f7fc1", "#d9812b", "#2f9e77", "#c2569b", "#8a74d6", "#a58a1f", "#cf4b5a")
+_DASHES = ("-", "--", ":")
+_INK = "#14181d"  # stands for the page's text colour: replaced in the SVG, dark on white in the PNG
+MOST_LINES = len(_COLOURS) * len(_DASHES)
+
+_STYLE: Any = {
+    "svg.fonttype": "none",  # text stays text: small, searchable, in the page's font
+    "svg.hashsalt": "ehrlab",  # same figure, same ids
+    "text.parse_math": False,  # a row may be named "$x"
+    "font.family": "sans-serif",
+    "font.size": 9.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#8a929c",  # not ink: a surface's grid ignores alpha
+    "grid.alpha": 0.35,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """`svg` is ready to stand in a page; `name` is the file name of the PNG without its ending."""
+
+    name: str
+    svg: Markup
+    png: bytes
+
+
+def curves_figure(
+    name: str,
+    precision_recall: Mapping[str, FloatArray],
+    roc: Mapping[str, FloatArray],
+    calibration: Mapping[str, Sequence[CalibrationBin]],
+    prevalence: float,
+) -> Figure:
+    """PR, ROC and calibration curves of the rows, on the grids of `evaluation.curves`. Rows without a curve are left
+    out."""
+
+    def draw(canvas: Canvas) -> None:
+        pr_axes, roc_axes, calibration_axes = canvas.subplots(1, 3)
+        _lines(pr_axes, {row: (grid(), y) for row, y in precision_recall.items()})
+        pr_axes.axhline(prevalence, color=_INK, linewidth=0.8, linestyle=":")
+        pr_axes.set(title="Precision-recall", xlabel="recall", ylabel="precision")
+        _lines(roc_axes, {row: (grid(), y) for row, y in roc.items()})
+        roc_axes.set(title="ROC", xlabel="false positive rate", ylabel="true positive rate")
+        points = {
+            row: (np.array([b.mean_probability for b in bins]), np.array([b.observed for b in bins]))
+            for row, bins in calibration.items()
+        }
+        _lines(calibration_axes, points, marker="o")
+        calibration_axes.set(title="Calibration", xlabel="predicted risk", ylabel="observed share")
+        for axes in (roc_axes, calibration_axes):
+            axes.plot([0, 1], [0, 1], color=_INK, linewidth=0.8, linestyle=":")
+        for axes in (pr_axes, roc_axes, calibration_axes):
+            axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        _legend(canvas, pr_axes, list(precision_recall))
+
+    return _render(name, (10.5, 3.6 + 0.2 * ((len(precision_recall) + 3) // 4)), draw)
+
+
+def history_figure(name: str, curves: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]) -> Figure:
+    """Training curves: curve name -> seed -> [(epoch, value)], one panel per curve."""
+
+    def draw(canvas: Canvas) -> None:
+        panels = np.atleast_1d(canvas.subplots(1, len(curves)))
+        seeds: list[str] = list(dict.fromkeys(seed for lines in curves.values() for seed in lines))
+        for axes, (curve, lines) in zip(panels, curves.items()):
+            points = {seed: np.array(lines.get(seed, []), dtype=float).reshape(-1, 2).T for seed in seeds}
+            _lines(axes, {seed: (x, y) for seed, (x, y) in points.items()}, marker=".")
+            axes.set(title=curve, xlabel="epoch")
+            axes.xaxis.get_major_locator().set_params(integer=True)
+        _legend(canvas, panels[0], seeds)
+
+    return _render(name, (2.7 * len(curves), 2.7), draw)
+
+
+def landscape_figure(
+    name: str, x: Sequence[float], y: Sequence[float], surfaces: Mapping[str, FloatArray], x_label: str, y_label: str
+) -> Figure:
+    """Surfaces over a grid of two settings (as MedDiffusion's Figures 4-7): panel title -> `[len(y), len(x)]`.
+
+    Above the surface, below the same numbers as a heat map with values. A missing cell (NaN) stays empty.
+    """
+
+    def draw(canvas: Canvas) -> None:
+        x_grid, y_grid = np.meshgrid(np.arange(len(x)), np.arange(len(y)))
+        for index, (title, z) in enumerate(surfaces.items()):
+            shown = np.ma.masked_invalid(z)
+            top = canvas.add_subplot(2, len(surfaces), index + 1, projection="3d")
+            # A surface needs two rows and columns and a complete grid; otherwise the heat map alone shows it.
+            if min(z.shape) > 1 and not shown.mask.any():
+                top.plot_surface(x_grid, y_grid, z, cmap="viridis", edgecolor=_INK, linewidth=0.3)
+            top.set_xticks(range(len(x)), [f"{v:g}" for v in x])
+            top.set_yticks(range(len(y)), [f"{v:g}" for v in y])
+            top.set(title=title)
+            top.set_xlabel(x_label, labelpad=8)
+            top.set_ylabel(y_label, labelpad=8)
+            top.set_box_aspect(None, zoom=0.85)
+            for axis in (top.xaxis, top.yaxis, top.zaxis):
+                axis.set_pane_color((0, 0, 0, 0))
+            below = canvas.add_subplot(2, len(surfaces), len(surfaces) + index + 1)
+            below.grid(visible=False)
+            if not shown.mask.all():
+                below.pcolormesh(x_grid, y_grid, shown, cmap="viridis", shading="nearest")
+                middle = (shown.min() + shown.max()) / 2
+                for row, column in np.argwhere(~np.ma.getmaskarray(shown)):
+                    value = z[row, column]
+                    ink = "white" if value <= middle else "black"
+                    below.text(column, row, f"{value:.1f}", ha="center", va="center", color=ink, fontsize=8)
+            below.set_xticks(range(len(x)), [f"{v:g}" for v in x])
+            below.set_yticks(range(len(y)), [f"{v:g}" for v in y])
+            below.set(xlabel=x_label, ylabel=y_label)
+
+    return _render(name, (3.6 * len(surfaces), 6.4), draw)
+
+
+def file_name(*parts: str) -> str:
+    """A name for files from names of data, tasks and rows, which may hold anything."""
+    return "-".join(re.sub(r"[^A-Za-z0-9.=]+", "_", part).strip("_") or "x" for part in parts)
+
+
+def _lines(axes: Axes, lines: Mapping[str, tuple[FloatArray, FloatArray]], marker: str | None = None) -> None:
+    for index, (x, y) in enumerate(lines.values()):
+        axes.plot(
+            x,
+            y,
+            color=_COLOURS[index % len(_COLOURS)],
+            linestyle=_DASHES[index // len(_COLOURS) % len(_DASHES)],
+            linewidth=2.0 if index == 0 else 1.3,
+            marker=marker,
+            markersize=3.5,
+        )
+
+
+def _legend(canvas: Canvas, axes: Axes, names: Sequence[str]) -> None:
+    # A label that begins with "_" means "hide me" to matplotlib; a space before it does not show.
+    shown = [f" {name}" if name.startswith("_") else name for name in names]
+    if shown:
+        canvas.legend(axes.get_lines()[: len(shown)], shown, loc="outside lower center", ncols=min(4, len(shown)))
+
+
+def _render(name: str, size: tuple[float, float], draw: Callable[[Canvas], None]) -> Figure:
+    with matplotlib.rc_context(_STYLE):
+        canvas = Canvas(figsize=size, layout="constrained")
+        draw(canvas)
+        svg, png = io.BytesIO(), io.BytesIO()
+        canvas.savefig(png, format="png", dpi=140, facecolor="white", metadata={"Software": None})
+        canvas.set_layout_engine("none")  # laid out above; once more costs as much as drawing
+        canvas.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+    return Figure(name, _inline(svg.getvalue().decode(), name), png.getvalue())
+
+
+def _inline(svg: str, name: str) -> Markup:
+    """matplotlib's SVG file as an element of a page: no declarations, names of its own, the page's text colour."""
+    body = svg[svg.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>|<style type=\"text/css\">.*?</style>", "", body, flags=re.DOTALL)
+    body = re.sub(r"\sxmlns(:\w+)?=\"[^\"]*\"", "", body)
+    body = body.replace("xlink:href=", "href=").replace(_INK, "currentColor")
+    prefix = file_name(name)
+    body = re.sub(r"\bid=\"([^\"]*)\"", rf'id="{prefix}.\1"', body)
+    body = re.sub(r"url\(#([^)]*)\)", rf"url(#{prefix}.\1)", body)
+    body = re.sub(r"href=\"#([^\"]*)\"", rf'href="#{prefix}.\1"', body)
+    return Markup(body.replace("<svg", '<svg class="figure" role="img"', 1))

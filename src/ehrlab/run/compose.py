@@ -1,0 +1,89 @@
+"""From what the user typed to the list of runs: one config per model of the comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from ehrlab.core.errors import InputError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of a comparison: a composed config and its name."""
+
+    row: str
+    model: str
+    variant: str
+    cfg: DictConfig
+
+
+def plain(cfg: Any) -> Any:
+    """A config node as plain Python data with every interpolation resolved."""
+    return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+
+
+def is_multirun() -> bool:
+    return HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def row_name(model: str, variant: str, overrides: Sequence[str]) -> str:
+    """Name of a row: the model, its variant, and what was changed in it by hand.
+
+    >>> row_name("meddiffusion", "none", ["model=meddiffusion", "data=mimic", "model.lambda_s=0.1"])
+    'meddiffusion lambda_s=0.1'
+    >>> row_name("meddiffusion", "as1", ["model/augmenter=medgan", "training.optimizer.lr=0.01"])
+    'meddiffusion as1 augmenter=medgan training.optimizer.lr=0.01'
+    """
+    changed = []
+    for o in OverridesParser.create().parse_overrides(list(overrides)):
+        key, value = o.key_or_group, o.get_value_element_as_str()
+        if key.startswith(("model.", "model/")):
+            changed.append(f"{key[len('model.') :]}={value}")
+        elif key.startswith(("training.", "visits.")):
+            changed.append(f"{key}={value}")
+        elif key == "model" and o.package and o.package != "model":  # model@model.backbone=retain
+            changed.append(f"{o.package.removeprefix('model.')}={value}")
+    return " ".join([model, *([variant] if variant != "none" else []), *changed])
+
+
+def _belongs_to_model(override: str) -> bool:
+    """Whether an override speaks of the model on top, not of the protocol that its rivals share."""
+    o = OverridesParser.create().parse_override(override)
+    return o.key_or_group in {"model", "variant", "baselines"} or o.key_or_group.startswith(("model.", "model/"))
+
+
+def entries(cfg: DictConfig) -> list[Entry]:
+    """The model on top, then each model of the baseline set with the same data, task, protocol and seeds."""
+    hydra_cfg = HydraConfig.get()
+    choices, overrides = hydra_cfg.runtime.choices, list(hydra_cfg.overrides.task)
+    variant = str(choices["variant"])
+    top = Entry(row_name(choices["model"], variant, overrides), choices["model"], variant, cfg)
+    shared = [o for o in overrides if not _belongs_to_model(o)]
+    rivals = []
+    for name in cfg.baselines.models:
+        if name == top.row:
+            continue
+        rival = compose("config", [*shared, f"model={name}", "variant=none"], return_hydra_config=False)
+        rivals.append(Entry(row_name(name, "none", shared), name, "none", rival))
+    return [top, *rivals]
+
+
+def seeds(cfg: DictConfig) -> list[int]:
+    """The seeds of a run: `seed` is a number or a list of different numbers.
+
+    >>> seeds(OmegaConf.create({"seed": 3})), seeds(OmegaConf.create({"seed": [0, 1]}))
+    ([3], [0, 1])
+    """
+    given = plain(cfg.seed)
+    found = given if isinstance(given, list) else [given]
+    if not found or len(set(found)) < len(found) or not all(type(s) is int and s >= 0 for s in found):
+        raise InputError(f"seed: expected a whole number >= 0 or a list of different ones, found {given}.")
+    return found

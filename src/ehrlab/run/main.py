@@ -1,0 +1,223 @@
+"""The composition root: config in, finished runs, a table and a report out."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
+from rich.console import Console
+
+from ehrlab.core.errors import InputError
+from ehrlab.core.model import Model, RiskModel
+from ehrlab.data.cache import build_once
+from ehrlab.data.prepare import ClinicalData, prepare
+from ehrlab.evaluation.risk import evaluate
+from ehrlab.report.collect import comparison_table
+from ehrlab.report.page import write_report
+from ehrlab.run.compose import Entry, entries, is_multirun, plain, seeds
+from ehrlab.run.provenance import provenance
+from ehrlab.run.store import RunFolder, content_hash, slug, write_json, write_text
+from ehrlab.simulation import SPECIFICATION
+from ehrlab.training.predict import predict
+from ehrlab.training.runner import is_rank_zero, run_phase, seed_model
+
+log = logging.getLogger("ehrlab")
+
+
+def main(cfg: DictConfig) -> None:
+    """Run everything that a command line asks for. Bad input ends in one line and exit code 2."""
+    try:
+        _main(cfg)
+    except InputError as error:
+        _fail(str(error))
+    except MissingMandatoryValue as error:
+        _fail(f"{str(error).splitlines()[0]}. Give it on the command line, for example data.root=/path/to/tables.")
+    except InstantiationException as error:
+        if not isinstance(error.__cause__, InputError):
+            raise
+        _fail(str(error.__cause__))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _fail(f"{error.filename or cfg.paths.results}: the disk is full. Free some space and run the same command again.")
+
+
+def _fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
+def _main(cfg: DictConfig) -> None:
+    matrix = entries(cfg)
+    run_seeds = seeds(cfg)
+    if cfg.paths.run is not None and len(matrix) * len(run_seeds) > 1:
+        raise InputError(
+            f"paths.run={cfg.paths.run}: expected a single run, found {len(matrix)} models x {len(run_seeds)} seeds. "
+            "Give one seed and baselines=none, or leave paths.run out."
+        )
+    if is_multirun() and str(cfg.trainer.get("strategy", "")).startswith("ddp"):
+        raise InputError(
+            "trainer=ddp inside a sweep: each rank would start the whole sweep again. Give every job one device "
+            "(trainer=gpu launcher=joblib or slurm), or start a single run under DDP."
+        )
+    data_name = str(cfg.data.name)
+    source = _open_source(cfg)
+    for entry in matrix:
+        _check_requirements(entry, source.provides, data_name)
+    if is_rank_zero() and (pending := cfg.baselines.get("pending")):
+        log.info("baselines=%s: no model file yet for %s", HydraConfig.get().runtime.choices["baselines"], ", ".join(pending))
+
+    data = prepare(
+        source,
+        instantiate(cfg.task),
+        Path(cfg.paths.cache),
+        split=plain(cfg.split),
+        visits=plain(cfg.visits),
+    )
+    if is_rank_zero():
+        _announce(data, data_name, str(cfg.task.name))
+
+    finished = []
+    for entry in matrix:
+        for seed in run_seeds:
+            finished.append(_run(entry, seed, data))
+    if not is_rank_zero():
+        return
+    _index(cfg, matrix[0].row, finished)
+    if is_multirun():
+        return  # SweepReport shows the whole sweep at its end
+    show(finished, Path(cfg.paths.reports) / slug(f"{data_name}-{cfg.task.name}-{matrix[0].row}"))
+
+
+def show(run_folders: Sequence[Path], out: Path) -> None:
+    """Print the comparison table and write the report page."""
+    console = Console()
+    console.print(comparison_table(run_folders))
+    page = write_report(run_folders, out)
+    console.print(f"Report: {page}", soft_wrap=True)
+
+
+def _open_source(cfg: DictConfig) -> Any:
+    """The data source; without a root, raw tables are simulated first, in the same layout."""
+    root = cfg.data.root
+    if root is None:
+        settings = {k: v for k, v in plain(cfg.data.simulation).items() if k != "_partial_"}
+        key = content_hash({**settings, "specification": SPECIFICATION})[:16]
+        folder = Path(cfg.paths.cache) / "simulated" / f"{cfg.data.name}-{cfg.task.name}-{key}"
+        write = instantiate(cfg.data.simulation)
+        root = build_once(folder, lambda path: write(path))
+    elif not Path(root).is_dir():
+        raise InputError(f"data.root={root}: expected a folder of raw tables, found none there. Check the path.")
+    return instantiate(cfg.data.source)(Path(root))
+
+
+def _check_requirements(entry: Entry, provides: frozenset[str], data_name: str) -> None:
+    cls = get_class(entry.cfg.model._target_)
+    requires: frozenset[str] = cls.requires
+    if missing := requires - provides:
+        raise InputError(
+            f"model '{entry.model}' needs {_braces(requires)}, of which data '{data_name}' does not provide "
+            f"{_braces(missing)} (it provides {_braces(provides)}). Choose a model that needs less, other data, or more "
+            "tables (data.source.tables)."
+        )
+
+
+def _braces(names: frozenset[str]) -> str:
+    return "{" + ", ".join(sorted(names)) + "}"
+
+
+def _announce(data: ClinicalData, data_name: str, task: str) -> None:
+    if data.simulated:
+        log.info("SIMULATED data: no record below belongs to a real patient, and no number is a finding.")
+    log.info("%s", data.cohort.table(data_name, task))
+
+
+def identity(entry: Entry, seed: int, data: ClinicalData) -> dict[str, Any]:
+    """What determines a run's numbers; paths, loggers and hardware (but for its precision) do not."""
+    cfg = entry.cfg
+    kept = {name: plain(cfg[name]) for name in ("model", "training", "task", "visits", "split", "bootstrap")}
+    return {**kept, "data": data.fingerprint, "precision": str(cfg.trainer.precision), "seed": seed}
+
+
+def _folder(entry: Entry, content: Mapping[str, Any]) -> Path:
+    cfg = entry.cfg
+    if cfg.paths.run is not None:
+        return Path(cfg.paths.run)
+    key = content_hash({k: v for k, v in content.items() if k != "seed"})[:8]
+    return Path(cfg.paths.results, cfg.data.name, cfg.task.name, slug(entry.row), key, f"seed={content['seed']}")
+
+
+def _run(entry: Entry, seed: int, data: ClinicalData) -> Path:
+    """One model, one seed: skipped if finished, resumed if begun."""
+    content = identity(entry, seed, data)
+    run = RunFolder(_folder(entry, content), content)
+    if not is_rank_zero():  # another rank of a run that rank 0 holds
+        if not run.done:
+            _train(entry, seed, data, run)
+        return run.path
+    with run.claim():
+        if run.done:
+            log.info("done before: %s, seed %d", entry.row, seed)
+            return run.path
+        started = time.perf_counter()
+        log.info("training %s, seed %d", entry.row, seed)
+        model, device = _train(entry, seed, data, run)
+        assert isinstance(model, RiskModel), f"{entry.model}: only risk models are evaluated here"
+        predictions = predict(model, data, "held_out", batch_size=entry.cfg.training.batch_size, device=device)
+        beside = run.path / ".predictions.parquet.tmp"
+        predictions.write_parquet(beside)
+        beside.rename(run.path / "predictions.parquet")
+        metrics = evaluate(
+            predictions, num_bootstrap=entry.cfg.bootstrap.num_resamples, seed=entry.cfg.bootstrap.seed
+        )
+        _record(entry, seed, data, run, metrics, provenance(data.fingerprint, time.perf_counter() - started, device))
+        run.finish()
+    return run.path
+
+
+def _train(entry: Entry, seed: int, data: ClinicalData, run: RunFolder) -> tuple[Model, str]:
+    """All phases in order; the model ends with the selected weights of the last."""
+    cfg = entry.cfg
+    seed_model(seed)
+    model: Model = instantiate(cfg.model, spec=data.spec)
+    trainer = instantiate({**plain(cfg.trainer), "callbacks": []})
+    callbacks = [instantiate(c) for c in cfg.trainer.callbacks]
+    loggers = [
+        instantiate(logger)(name=f"{cfg.data.name}-{cfg.task.name}-{entry.row}-seed{seed}") for logger in cfg.logger.values()
+    ]
+    for logger in loggers:
+        logger.log_hyperparams({**plain(cfg.model), **plain(cfg.training), "seed": seed})
+    device, records = "cpu", {}
+    for phase in model.phases():
+        recipe = _recipe(cfg, phase.name)
+        folder = run.path / "phases" / phase.name
+        if phase.ignores:
+            folder = Path(cfg.paths.results) / "phases" / f"{phase.name}-{_shared_key(run.identity, phase.ignores)}"
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock", timeout=-1 if is_rank_zero() else -1, thread_local=False) if phase.ignores and is_rank_zero() else _open():
+            record = run_phase(
+                model,
+                phase,
+                data,
+                recipe,
+                trainer,
+                folder,
+                seed=seed,
+                loggers=loggers,
+                callbacks=callbacks,
+                num_workers=cfg.num_workers,
+            )
+        device, records[phase.name] = record.get("device", "cpu"), record
+    return model, device

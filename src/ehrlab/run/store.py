@@ -1,0 +1,101 @@
+"""The results store: one folder per run, found by what determines its numbers, immutable once DONE."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ehrlab.core.errors import InputError
+
+DONE = "DONE"
+
+
+def content_hash(content: Mapping[str, Any]) -> str:
+    """Hash of nested plain data, independent of key order."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def slug(text: str) -> str:
+    """A folder name: letters, digits and ._=+- stay, everything else becomes a dash."""
+    return re.sub(r"[^A-Za-z0-9._=+-]+", "-", text).strip("-")
+
+
+def differing_keys(old: Any, new: Any, path: str = "") -> list[str]:
+    """Dotted keys at which two nested structures differ, with both values.
+
+    >>> differing_keys({"model": {"lambda_s": 0.5, "width": 8}}, {"model": {"lambda_s": 1.0, "width": 8}})
+    ['model.lambda_s: 0.5 -> 1.0']
+    """
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = sorted({*old, *new})
+        return [d for k in keys for d in differing_keys(old.get(k), new.get(k), f"{path}.{k}" if path else k)]
+    return [] if old == new else [f"{path}: {old} -> {new}"]
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_text(path, json.dumps(content, indent=1, sort_keys=True))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write beside, then rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside.write_text(text)
+    os.replace(beside, path)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's folder and the identity (config without paths and hardware, data content) that it must keep."""
+
+    path: Path
+    identity: Mapping[str, Any]
+
+    @property
+    def done(self) -> bool:
+        return (self.path / DONE).exists()
+
+    def check(self) -> None:
+        """Refuse a folder that another configuration or other data began."""
+        record = self.path / "identity.json"
+        if not record.exists():
+            return
+        try:
+            old = json.loads(record.read_text())
+        except json.JSONDecodeError as error:
+            raise InputError(f"run folder {self.path}: identity.json is not readable JSON. Delete the folder.") from error
+        if differing := differing_keys(old, json.loads(json.dumps(self.identity))):
+            raise InputError(
+                f"run folder {self.path} belongs to another run; it differs in {'; '.join(differing)}. "
+                "Choose another paths.run, or delete the folder."
+            )
+
+    @contextmanager
+    def claim(self) -> Iterator[None]:
+        """Hold the run against other processes; released by the operating system when the process dies."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0.1)
+        except Timeout:
+            print(f"waiting: another process is training {self.path}", flush=True)
+            lock.acquire()
+        try:
+            self.check()
+            if not (self.path / "identity.json").exists():
+                write_json(self.path / "identity.json", self.identity)
+            yield
+        finally:
+            lock.release()
+
+    def finish(self) -> None:
+        write_text(self.path / DONE, "")

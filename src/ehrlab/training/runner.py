@@ -1,0 +1,179 @@
+"""Run a phase to its end, from wherever it stands, and leave its weights in its folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.utilities import rank_zero_only
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from ehrlab.core.errors import InputError
+from ehrlab.core.model import EstimatorPhase, Model, Phase
+from ehrlab.data.prepare import ClinicalData
+from ehrlab.training.lit import LitPhase, derived_seed
+from ehrlab.training.recipe import Recipe
+
+WEIGHTS, DONE = "model.safetensors", "DONE"
+TrainerFactory = Callable[..., L.Trainer]
+
+
+def is_rank_zero() -> bool:
+    """True in the one process that writes files (the only process unless a launcher started several)."""
+    return int(rank_zero_only.rank or 0) == 0
+
+
+def seed_model(seed: int) -> None:
+    """Seed what a model's construction draws (initial weights)."""
+    torch.manual_seed(derived_seed(seed, "init"))
+
+
+def save_weights(model: Model, path: Path) -> None:
+    """Write beside, then rename: a reader never sees half a file."""
+    beside = path.with_name(path.name + ".tmp")
+    # Contiguous copies: safetensors refuses tensors that share storage (tied weights, RNN views).
+    save_file({name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}, beside)
+    os.replace(beside, path)
+
+
+def load_weights(model: Model, path: Path) -> None:
+    try:
+        model.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise InputError(
+            f"weights {path}: cannot be loaded into {type(model).__name__} ({str(error).splitlines()[0]}). "
+            f"Delete the folder {path.parent} to train it again."
+        ) from error
+
+
+def run_phase(
+    model: Model,
+    phase: Phase | EstimatorPhase,
+    data: ClinicalData,
+    recipe: Recipe,
+    trainer: TrainerFactory,
+    folder: Path,
+    *,
+    seed: int,
+    loggers: Sequence[Logger] = (),
+    callbacks: Sequence[Callback] = (),
+    num_workers: int = 0,
+) -> dict[str, Any]:
+    """Train one phase in `folder` and leave `model` with the selected weights.
+
+    A folder with DONE is loaded; one with last.ckpt resumes (optimisers, schedulers, epoch, early stopping, seeds);
+    else training starts. Returns the phase's record: epochs, best epoch and score, seconds, resumed_from_epoch.
+    """
+    if (folder / DONE).exists():
+        load_weights(model, folder / WEIGHTS)
+        return dict(json.loads((folder / DONE).read_text()), reused=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    if isinstance(phase, EstimatorPhase):
+        record = _run_estimator(model, phase, data, recipe, seed)
+    else:
+        record = _run_lightning(model, phase, data, recipe, trainer, folder, seed, loggers, callbacks, num_workers)
+    record["seconds"] = round(time.perf_counter() - started, 3)
+    if is_rank_zero():
+        save_weights(model, folder / WEIGHTS)
+        _write_text(folder / DONE, json.dumps(record, indent=1))
+        for name in ("last.ckpt", "best.ckpt"):
+            (folder / name).unlink(missing_ok=True)
+    # The other ranks decide from the file system what is left to do; they must not look before it is written.
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+    return record
+
+
+def _run_estimator(
+    model: Model, phase: EstimatorPhase, data: ClinicalData, recipe: Recipe, seed: int
+) -> dict[str, Any]:
+    torch.manual_seed(derived_seed(seed, phase.name))
+    train, tuning = (data.loader(s, view=phase.view, batch_size=recipe.batch_size) for s in ("train", "tuning"))
+    return {"fitted": phase.fit(train, tuning)}
+
+
+def _run_lightning(
+    model: Model,
+    phase: Phase,
+    data: ClinicalData,
+    recipe: Recipe,
+    trainer_factory: TrainerFactory,
+    folder: Path,
+    seed: int,
+    loggers: Sequence[Logger],
+    callbacks: Sequence[Callback],
+    num_workers: int,
+) -> dict[str, Any]:
+    phase.begin()
+    checkpoint = ModelCheckpoint(
+        dirpath=folder,
+        filename="best",
+        monitor=recipe.monitor,
+        mode=recipe.mode,
+        save_last=True,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+    callbacks = [*callbacks, checkpoint]
+    if recipe.patience:
+        callbacks.append(
+            EarlyStopping(recipe.monitor, mode=recipe.mode, patience=recipe.patience, check_on_train_epoch_end=True)
+        )
+    trainer = trainer_factory(
+        max_epochs=recipe.max_epochs,
+        callbacks=callbacks,
+        logger=[CSVLogger(folder, name="history"), *loggers],
+        default_root_dir=folder,
+    )
+    last = folder / "last.ckpt"
+    resumed_from = _checkpoint_epoch(last) if last.exists() else None
+    lit = LitPhase(model, phase.name, data, recipe, seed, num_workers)
+    trainer.fit(lit, ckpt_path=last if resumed_from is not None else None, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    trainer.strategy.barrier()
+    best = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)
+    # strict: a name that is missing here would leave that tensor at the last epoch's value
+    model.load_state_dict(
+        {k.removeprefix("model."): v for k, v in best["state_dict"].items() if k.startswith("model.")}
+    )
+    trainer.strategy.barrier()
+    assert checkpoint.best_model_score is not None
+    return {
+        "epochs": trainer.current_epoch,
+        "best_epoch": int(best["epoch"]),
+        "monitor": recipe.monitor,
+        "best_score": float(checkpoint.best_model_score),
+        "resumed_from_epoch": resumed_from,
+        "device": str(trainer.strategy.root_device),
+        "world_size": trainer.world_size,
+    }
+
+
+def _checkpoint_epoch(path: Path) -> int:
+    """The epoch after which a checkpoint was written; refuses a file that cannot be read in full."""
+    try:
+        return int(torch.load(path, map_location="cpu", weights_only=True)["epoch"])
+    except (RuntimeError, EOFError, KeyError, OSError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"checkpoint {path}: expected a checkpoint to resume from, found an unreadable file "
+            f"({type(error).__name__}). Delete it to train this phase again from its start."
+        ) from error
+
+
+def _write_text(path: Path, text: str) -> None:
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(text)
+    os.replace(beside, path)

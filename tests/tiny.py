@@ -1,0 +1,90 @@
+"""Every method of conf/model at toy size: found by listing the folder, shrunk by the names of its settings.
+
+A new model needs nothing here while its sizes carry the names below or end in `_dim`; a size with another name gets a
+line in SIZES.
+"""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from batches import SPEC
+from ehrlab.core.model import RiskModel, SequenceRiskModel
+from ehrlab.core.spec import DataSpec
+
+CONF = Path(__file__).parents[1] / "conf"
+
+# All different, so that a transposed axis fails; embed_dim is even for the U-Net and for attention heads.
+SIZES: dict[str, Any] = {
+    "embed_dim": 8,
+    "hidden_dim": 6,
+    "time_dim": 5,
+    "attention_dim": 3,
+    "alpha_dim": 7,
+    "beta_dim": 10,
+    "width": 12,
+    "base_channels": 4,
+    "multipliers": [1, 2],
+    "groups": 2,
+    "num_steps": 20,
+}
+OTHER_DIM = 4
+
+
+def shrink(value: Any) -> Any:
+    """The same settings with every known size replaced, at any depth."""
+    if isinstance(value, list):
+        return [shrink(item) for item in value]
+    if isinstance(value, dict):
+        other = {key: OTHER_DIM if key.endswith("_dim") else shrink(item) for key, item in value.items()}
+        return {key: SIZES.get(key, item) for key, item in other.items()}
+    return value
+
+
+@cache
+def model_config(*overrides: str, tiny: bool = True) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose(overrides=[f"+{overrides[0]}", *overrides[1:]]).model
+    return OmegaConf.create(shrink(OmegaConf.to_container(config))) if tiny else config
+
+
+def build(*overrides: str, spec: DataSpec = SPEC, seed: int = 0) -> RiskModel:
+    """The model that these overrides name: build("model=meddiffusion", "model/augmenter=none")."""
+    torch.manual_seed(seed)
+    return instantiate(model_config(*overrides), _partial_=True, _convert_="all")(spec=spec)
+
+
+def names(folder: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / folder).glob("*.yaml"))
+
+
+def is_a(model: str, kind: type) -> bool:
+    return issubclass(get_class(model_config(f"model={model}")._target_), kind)
+
+
+def cases() -> dict[str, tuple[str, ...]]:
+    """Every risk model; MedDiffusion on every backbone with every augmenter; its ablations, syntheses and denoisers."""
+    risk_models = [name for name in names("model") if is_a(name, RiskModel)]
+    found: dict[str, tuple[str, ...]] = {name: (f"model={name}",) for name in risk_models}
+    for backbone in (name for name in risk_models if is_a(name, SequenceRiskModel)):
+        for augmenter in names("model/augmenter"):
+            overrides = ("model=meddiffusion", f"model@model.backbone={backbone}", f"model/augmenter={augmenter}")
+            found[f"{backbone}+{augmenter}"] = overrides
+    settings = [
+        *(f"model/augmenter/denoiser={name}" for name in names("model/augmenter/denoiser")),
+        *(f"model.augmenter.synthesis={name}" for name in ("ancestral", "ancestral_from_visit", "residual")),
+        *(f"+variant={name}" for name in ("as1", "as2", "as3")),
+    ]
+    found |= {f"meddiffusion {setting}": ("model=meddiffusion", setting) for setting in settings}
+    # Two ways to name one configuration are one case.
+    configs = {name: model_config(*overrides) for name, overrides in found.items()}
+    first = {OmegaConf.to_yaml(config, sort_keys=True): name for name, config in reversed(configs.items())}
+    return {name: overrides for name, overrides in found.items() if name in first.values()}
+
+
+CASES = cases()
