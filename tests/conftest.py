@@ -3,9 +3,8 @@
 import jaxtyping
 import torch
 
-# Not core.batch: beartype cannot check a method that returns `Self` outside a decorated class.
 jaxtyping.install_import_hook(
-    ["ehrlab.core.model", "ehrlab.nn", "ehrlab.augment", "ehrlab.models"], "beartype.beartype"
+    ["ehrlab.core", "ehrlab.nn", "ehrlab.augment", "ehrlab.models", "ehrlab.training"], "beartype.beartype"
 )
 # On tensors of a few hundred numbers a second thread only waits for the first.
 torch.set_num_threads(1)

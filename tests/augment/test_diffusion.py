@@ -105,6 +105,16 @@ def test_without_history_the_sample_ignores_it(synthesis: str) -> None:
         assert torch.equal(model.sample(e, h_prev + 1, MASK, LABELS), one) == ignored
 
 
+def test_residual_sample_is_the_attended_visit_less_the_denoisers_error() -> None:
+    """e' = e_hat + eps - eps_theta, as in the authors' code."""
+    e, h_prev = inputs()
+    model = diffusion("residual", condition="equal")
+    attended = model.attention(e, h_prev)
+    model.denoiser = oracle(model, attended, error=1.0)
+    sample = model.sample(e, h_prev, MASK, LABELS)
+    torch.testing.assert_close(sample[MASK], (attended - 1)[MASK], rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("synthesis", ["ancestral", "ancestral_from_visit", "one_step"])
 def test_history_reaches_the_sample_through_the_denoiser_only(synthesis: str) -> None:
     """e_hat is what eps_theta reads; the mean of the reverse step starts from e_{k,n} itself."""

@@ -10,17 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
+Group = TypeVar("Group", bound="TensorGroup")  # not typing.Self: beartype cannot check it in dataclasses
+
+
 class TensorGroup:
     """Shared behaviour of the frozen dataclasses below: map a function over every tensor, recursively."""
 
-    def map(self, fn: Callable[[Tensor], Tensor]) -> Self:
+    def map(self: Group, fn: Callable[[Tensor], Tensor]) -> Group:
         """The same group with `fn` applied to each tensor; absent (None) members stay absent."""
 
         def apply(value: Any) -> Any:
@@ -30,10 +33,10 @@ class TensorGroup:
 
         return type(self)(**{f.name: apply(getattr(self, f.name)) for f in fields(self)})  # type: ignore[arg-type]
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+    def to(self: Group, device: torch.device | str, non_blocking: bool = False) -> Group:
         return self.map(lambda t: t.to(device, non_blocking=non_blocking))
 
-    def pin_memory(self) -> Self:
+    def pin_memory(self: Group) -> Group:
         return self.map(Tensor.pin_memory)
 
 

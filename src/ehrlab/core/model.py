@@ -87,6 +87,8 @@ class RiskModel(Model):
     """
 
     requires: ClassVar[frozenset[str]] = frozenset({"visits"})
+    reads_order: ClassVar[bool] = True
+    """False: the order of visits cannot change a prediction (bags of codes)."""
 
     @abstractmethod
     def forward(self, batch: Batch) -> Float[Tensor, "B K"]:
@@ -146,6 +148,9 @@ class Augmenter(nn.Module, ABC):
         labels: Float[Tensor, "B K"],
     ) -> Float[Tensor, "B V E"]:
         """Synthetic visit embeddings e'."""
+
+    critic_moves: int = 1
+    """Critic moves per step (medGAN: 2)."""
 
     def critic_parameters(self) -> list[nn.Parameter]:
         """Parameters of the adversary, trained in a turn of their own; empty where there is none."""

@@ -84,12 +84,12 @@ class MedDiffusion(RiskModel):
         return augmenter.critic_loss(e, h_prev, visits.mask, labels)
 
     def phases(self) -> Sequence[Phase | EstimatorPhase]:
-        critic = [] if self.augmenter is None else self.augmenter.critic_parameters()
-        if not critic:
+        if self.augmenter is None or not self.augmenter.critic_parameters():
             return super().phases()
+        critic, moves = self.augmenter.critic_parameters(), self.augmenter.critic_moves
         of_critic = {id(parameter) for parameter in critic}
 
         def others() -> Iterable[nn.Parameter]:
             return [parameter for parameter in self.parameters() if id(parameter) not in of_critic]
 
-        return [Phase("fit", (Turn(self.critic_loss, lambda: critic, name="critic"), Turn(self.loss, others)))]
+        return [Phase("fit", (Turn(self.critic_loss, lambda: critic, "critic", moves), Turn(self.loss, others)))]

@@ -26,7 +26,9 @@ class Entry:
 
 
 def plain(cfg: Any) -> Any:
-    """A config node as plain Python data with every interpolation resolved."""
+    """A config node as plain Python data with every interpolation resolved; a scalar is itself."""
+    if not OmegaConf.is_config(cfg):
+        return cfg
     return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
 
 

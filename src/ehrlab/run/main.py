@@ -3,35 +3,43 @@
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
-from rich.console import Console
 
 from ehrlab.core.errors import InputError
 from ehrlab.core.model import Model, RiskModel
+from ehrlab.core.spec import DataSpec
 from ehrlab.data.cache import build_once
 from ehrlab.data.prepare import ClinicalData, prepare
 from ehrlab.evaluation.risk import evaluate
-from ehrlab.report.collect import comparison_table
-from ehrlab.report.page import write_report
 from ehrlab.run.compose import Entry, entries, is_multirun, plain, seeds
 from ehrlab.run.provenance import provenance
-from ehrlab.run.store import RunFolder, content_hash, slug, write_json, write_text
+from ehrlab.run.store import (
+    RunFolder,
+    content_hash,
+    exclusive,
+    shared_phase_folder,
+    slug,
+    write_json,
+    write_text,
+)
+from ehrlab.run.sweep import index_experiment, index_sweep, show
 from ehrlab.simulation import SPECIFICATION
 from ehrlab.training.predict import predict
-from ehrlab.training.runner import is_rank_zero, run_phase, seed_model
+from ehrlab.training.recipe import Recipe
+from ehrlab.training.runner import is_rank_zero, run_phase, save_weights, seed_model
 
 log = logging.getLogger("ehrlab")
 
@@ -85,6 +93,7 @@ def _main(cfg: DictConfig) -> None:
         Path(cfg.paths.cache),
         split=plain(cfg.split),
         visits=plain(cfg.visits),
+        simulated=cfg.data.root is None,
     )
     if is_rank_zero():
         _announce(data, data_name, str(cfg.task.name))
@@ -95,18 +104,13 @@ def _main(cfg: DictConfig) -> None:
             finished.append(_run(entry, seed, data))
     if not is_rank_zero():
         return
-    _index(cfg, matrix[0].row, finished)
-    if is_multirun():
-        return  # SweepReport shows the whole sweep at its end
-    show(finished, Path(cfg.paths.reports) / slug(f"{data_name}-{cfg.task.name}-{matrix[0].row}"))
-
-
-def show(run_folders: Sequence[Path], out: Path) -> None:
-    """Print the comparison table and write the report page."""
-    console = Console()
-    console.print(comparison_table(run_folders))
-    page = write_report(run_folders, out)
-    console.print(f"Report: {page}", soft_wrap=True)
+    if is_multirun():  # SweepReport shows the whole sweep at its end
+        hydra_cfg = HydraConfig.get()
+        index_sweep(Path(hydra_cfg.sweep.dir), int(hydra_cfg.job.num), finished)
+    if "experiment" in cfg:
+        index_experiment(cfg, finished)
+    if not is_multirun():
+        show(finished, Path(cfg.paths.reports) / slug(f"{data_name}-{cfg.task.name}-{matrix[0].row}"))
 
 
 def _open_source(cfg: DictConfig) -> Any:
@@ -117,7 +121,7 @@ def _open_source(cfg: DictConfig) -> Any:
         key = content_hash({**settings, "specification": SPECIFICATION})[:16]
         folder = Path(cfg.paths.cache) / "simulated" / f"{cfg.data.name}-{cfg.task.name}-{key}"
         write = instantiate(cfg.data.simulation)
-        root = build_once(folder, lambda path: write(path))
+        root = build_once(folder, write)
     elif not Path(root).is_dir():
         raise InputError(f"data.root={root}: expected a folder of raw tables, found none there. Check the path.")
     return instantiate(cfg.data.source)(Path(root))
@@ -151,12 +155,17 @@ def identity(entry: Entry, seed: int, data: ClinicalData) -> dict[str, Any]:
     return {**kept, "data": data.fingerprint, "precision": str(cfg.trainer.precision), "seed": seed}
 
 
+def config_hash(content: Mapping[str, Any]) -> str:
+    """What the seeds of one configuration have in common."""
+    return content_hash({k: v for k, v in content.items() if k != "seed"})[:8]
+
+
 def _folder(entry: Entry, content: Mapping[str, Any]) -> Path:
     cfg = entry.cfg
     if cfg.paths.run is not None:
         return Path(cfg.paths.run)
-    key = content_hash({k: v for k, v in content.items() if k != "seed"})[:8]
-    return Path(cfg.paths.results, cfg.data.name, cfg.task.name, slug(entry.row), key, f"seed={content['seed']}")
+    rows = Path(cfg.paths.results, cfg.data.name, cfg.task.name, slug(entry.row))
+    return rows / config_hash(content) / f"seed={content['seed']}"
 
 
 def _run(entry: Entry, seed: int, data: ClinicalData) -> Path:
@@ -182,7 +191,8 @@ def _run(entry: Entry, seed: int, data: ClinicalData) -> Path:
         metrics = evaluate(
             predictions, num_bootstrap=entry.cfg.bootstrap.num_resamples, seed=entry.cfg.bootstrap.seed
         )
-        _record(entry, seed, data, run, metrics, provenance(data.fingerprint, time.perf_counter() - started, device))
+        origin = provenance(data.fingerprint, time.perf_counter() - started, device)
+        _record(entry, seed, data, run, metrics, origin, model)
         run.finish()
     return run.path
 
@@ -191,27 +201,27 @@ def _train(entry: Entry, seed: int, data: ClinicalData, run: RunFolder) -> tuple
     """All phases in order; the model ends with the selected weights of the last."""
     cfg = entry.cfg
     seed_model(seed)
-    model: Model = instantiate(cfg.model, spec=data.spec)
-    trainer = instantiate({**plain(cfg.trainer), "callbacks": []})
+    model = build_model(entry, data.spec)
+    trainer = instantiate({k: v for k, v in plain(cfg.trainer).items() if k != "callbacks"})
     callbacks = [instantiate(c) for c in cfg.trainer.callbacks]
     loggers = [
         instantiate(logger)(name=f"{cfg.data.name}-{cfg.task.name}-{entry.row}-seed{seed}") for logger in cfg.logger.values()
     ]
     for logger in loggers:
         logger.log_hyperparams({**plain(cfg.model), **plain(cfg.training), "seed": seed})
-    device, records = "cpu", {}
+    device = "cpu"
     for phase in model.phases():
-        recipe = _recipe(cfg, phase.name)
         folder = run.path / "phases" / phase.name
-        if phase.ignores:
-            folder = Path(cfg.paths.results) / "phases" / f"{phase.name}-{_shared_key(run.identity, phase.ignores)}"
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock", timeout=-1 if is_rank_zero() else -1, thread_local=False) if phase.ignores and is_rank_zero() else _open():
+        with ExitStack() as held:
+            if phase.ignores:
+                folder = shared_phase_folder(Path(cfg.paths.results), phase, run.identity)
+                if is_rank_zero():
+                    held.enter_context(exclusive(folder))
             record = run_phase(
                 model,
                 phase,
                 data,
-                recipe,
+                _recipe(cfg, phase.name),
                 trainer,
                 folder,
                 seed=seed,
@@ -219,5 +229,59 @@ def _train(entry: Entry, seed: int, data: ClinicalData, run: RunFolder) -> tuple
                 callbacks=callbacks,
                 num_workers=cfg.num_workers,
             )
-        device, records[phase.name] = record.get("device", "cpu"), record
+        device = record.get("device", device)
+        if (epoch := record.get("resumed_from_epoch")) is not None:
+            log.info("resumed phase '%s' after epoch %d", phase.name, epoch)
     return model, device
+
+
+def build_model(entry: Entry, spec: DataSpec) -> Model:
+    """The model of a config, or one line that says which setting it does not know."""
+    build = instantiate(entry.cfg.model, _partial_=True, _convert_="all")
+    try:
+        model: Model = build(spec=spec)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise InputError(
+            f"model '{entry.row}': {error}. A variant or override names a setting that this model does not have; "
+            "choose variant=none or another model."
+        ) from error
+    return model
+
+
+def _recipe(cfg: DictConfig, phase: str) -> Recipe:
+    """The protocol's settings with this phase's departures."""
+    settings = OmegaConf.masked_copy(cfg.training, [k for k in cfg.training if k != "phases"])
+    departures = cfg.training.phases.get(phase, {})
+    recipe: Recipe = instantiate(OmegaConf.merge(settings, departures))
+    return recipe
+
+
+def _record(
+    entry: Entry,
+    seed: int,
+    data: ClinicalData,
+    run: RunFolder,
+    metrics: Mapping[str, Any],
+    origin: Mapping[str, Any],
+    model: Model,
+) -> None:
+    """Everything that a report needs, before DONE."""
+    cfg = entry.cfg
+    save_weights(model, run.path / "model.safetensors")
+    write_text(run.path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    write_json(run.path / "metrics.json", metrics)
+    write_json(run.path / "provenance.json", origin)
+    write_json(run.path / "cohort.json", asdict(data.cohort))
+    about = {
+        "row": entry.row,
+        "model": entry.model,
+        "variant": entry.variant,
+        "data": str(cfg.data.name),
+        "task": str(cfg.task.name),
+        "seed": seed,
+        "simulated": data.simulated,
+        "hash": config_hash(run.identity),
+    }
+    write_json(run.path / "run.json", about)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import resource
+import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -40,6 +41,7 @@ def provenance(data_fingerprint: str, wall_seconds: float, device: str) -> dict[
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "peak_gpu_memory_mib": torch.cuda.max_memory_allocated() // 2**20 if cuda else None,
         "device": torch.cuda.get_device_name() if cuda and device != "cpu" else platform.processor() or "cpu",
+        "command": shlex.join(["python", *sys.argv]),
         "python": sys.version.split()[0],
         "platform": platform.platform(terse=True),
         "versions": {package: version(package) for package in PACKAGES},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ehrlab.core.errors import InputError
+from ehrlab.core.model import EstimatorPhase, Phase
 
+log = logging.getLogger("ehrlab")
 DONE = "DONE"
 
 
@@ -53,6 +56,42 @@ def write_text(path: Path, text: str) -> None:
     os.replace(beside, path)
 
 
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold a folder against other processes. The operating system lets go of it when its holder dies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0.1)
+    except Timeout:
+        log.info("waiting: another process is at work in %s", folder)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def shared_phase_folder(results: Path, phase: Phase | EstimatorPhase, identity: Mapping[str, Any]) -> Path:
+    """Where a phase lies that several runs share: named by all that determines it, so that it is trained once."""
+    kept = without(identity, phase.ignores)
+    return results / "phases" / f"{phase.name}-{content_hash(kept)[:16]}"
+
+
+def without(content: Mapping[str, Any], keys: frozenset[str], path: str = "") -> dict[str, Any]:
+    """Nested plain data without some dotted keys.
+
+    >>> without({"model": {"lambda_s": 0.5, "width": 8}, "task": {"name": "copd"}}, frozenset({"task", "model.lambda_s"}))
+    {'model': {'width': 8}}
+    """
+    kept = {}
+    for key, value in content.items():
+        dotted = f"{path}{key}"
+        if dotted not in keys:
+            kept[key] = without(value, keys, f"{dotted}.") if isinstance(value, Mapping) else value
+    return kept
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """A run's folder and the identity (config without paths and hardware, data content) that it must keep."""
@@ -82,20 +121,11 @@ class RunFolder:
     @contextmanager
     def claim(self) -> Iterator[None]:
         """Hold the run against other processes; released by the operating system when the process dies."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / ".lock")
-        try:
-            lock.acquire(timeout=0.1)
-        except Timeout:
-            print(f"waiting: another process is training {self.path}", flush=True)
-            lock.acquire()
-        try:
+        with exclusive(self.path):
             self.check()
             if not (self.path / "identity.json").exists():
                 write_json(self.path / "identity.json", self.identity)
             yield
-        finally:
-            lock.release()
 
     def finish(self) -> None:
         write_text(self.path / DONE, "")

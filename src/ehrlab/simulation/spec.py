@@ -2,8 +2,10 @@
 
 The numbers of the latent chain, of care and of coding are here, in frozen dataclasses, and nowhere else (the chronic
 conditions beside the target are in `network`). They were chosen from Table 1 of MedDiffusion (arXiv 2310.02520: visits
-per patient, codes per visit, distinct codes) and plausible epidemiology. A logistic regression on code counts was run
-to see that codes carry a signal at all; no other model was. Rates and hazards are per week unless said otherwise.
+per patient, codes per visit, distinct codes) and plausible epidemiology. The strength of the signal was set with one
+model, a logistic regression on code counts: the MIMIC shape's first setting gave it a PR-AUC of .34 at a prior of .25;
+prodrome and false codes, commitment and starting stages were then changed until it stood at .45 to .53. No sequence
+model and no method of a paper was run before these numbers stood. Rates and hazards are per week unless said otherwise.
 """
 
 from __future__ import annotations

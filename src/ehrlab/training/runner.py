@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pickle
 import time
+import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +26,16 @@ from ehrlab.core.model import EstimatorPhase, Model, Phase
 from ehrlab.data.prepare import ClinicalData
 from ehrlab.training.lit import LitPhase, derived_seed
 from ehrlab.training.recipe import Recipe
+
+# Adam with L2 decay drives rows of rare codes through the denormal range, where a CPU computes many times slower.
+torch.set_flush_denormal(True)
+
+# Lightning's start-up lines and its advice against what is meant: a resumed phase's folder is not empty, and batches
+# come from memory-mapped shards without worker processes.
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")
+warnings.filterwarnings("ignore", message=r".*does not have many workers")
+warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
 
 WEIGHTS, DONE = "model.safetensors", "DONE"
 TrainerFactory = Callable[..., L.Trainer]
