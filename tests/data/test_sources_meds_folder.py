@@ -197,3 +197,14 @@ def test_order_is_checked_across_batches(root: Path, monkeypatch: pytest.MonkeyP
     write_part(root / "data/x.parquet", [(9, time, "A", None, None) for time in (D1, D3, D2)])
     with pytest.raises(InputError, match="sorted by time"):
         events_of(open_meds(root))
+
+
+@pytest.mark.parametrize("simulated", [True, False])
+def test_simulated_folder_says_so(root: Path, simulated: bool) -> None:
+    (root / "metadata").mkdir(exist_ok=True)
+    (root / "metadata" / "dataset.json").write_text(f'{{"simulated": {str(simulated).lower()}}}')
+    assert open_meds(root).simulated is simulated
+
+
+def test_folder_without_a_word_on_it_is_taken_for_real(root: Path) -> None:
+    assert not open_meds(root).simulated

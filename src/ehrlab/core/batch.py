@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-
 Group = TypeVar("Group", bound="TensorGroup")  # not typing.Self: beartype cannot check it in dataclasses
 
 
@@ -56,7 +55,7 @@ class Visits(TensorGroup):
 
 @dataclass(frozen=True)
 class Tokens(TensorGroup):
-    """A patient as one sequence of medical-code tokens, with per-token visit number, age (years) and place of service."""
+    """A patient as one sequence of medical-code tokens; each with its visit number, age (years), place of service."""
 
     ids: Int[Tensor, "B T"]
     visit: Int[Tensor, "B T"]

@@ -17,12 +17,15 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
+from polars.exceptions import PolarsError
+from safetensors import SafetensorError
 
 from ehrlab.core.errors import InputError
 from ehrlab.core.model import Model, RiskModel
 from ehrlab.core.spec import DataSpec
 from ehrlab.data.cache import build_once
 from ehrlab.data.prepare import ClinicalData, prepare
+from ehrlab.data.sources import Source
 from ehrlab.evaluation.risk import evaluate
 from ehrlab.run.compose import Entry, entries, is_multirun, plain, seeds
 from ehrlab.run.provenance import provenance
@@ -56,10 +59,11 @@ def main(cfg: DictConfig) -> None:
         if not isinstance(error.__cause__, InputError):
             raise
         _fail(str(error.__cause__))
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    except (OSError, PolarsError, SafetensorError) as error:
+        if getattr(error, "errno", None) != errno.ENOSPC and "No space left on device" not in str(error):
             raise
-        _fail(f"{error.filename or cfg.paths.results}: the disk is full. Free some space and run the same command again.")
+        where = getattr(error, "filename", None) or cfg.paths.results
+        _fail(f"{where}: the disk is full. Free some space and give the same command again; it goes on from there.")
 
 
 def _fail(message: str) -> None:
@@ -85,7 +89,7 @@ def _main(cfg: DictConfig) -> None:
     for entry in matrix:
         _check_requirements(entry, source.provides, data_name)
     if is_rank_zero() and (pending := cfg.baselines.get("pending")):
-        log.info("baselines=%s: no model file yet for %s", HydraConfig.get().runtime.choices["baselines"], ", ".join(pending))
+        log.info("baselines: not built yet, and so not in the table: %s", ", ".join(pending))
 
     data = prepare(
         source,
@@ -93,7 +97,7 @@ def _main(cfg: DictConfig) -> None:
         Path(cfg.paths.cache),
         split=plain(cfg.split),
         visits=plain(cfg.visits),
-        simulated=cfg.data.root is None,
+        simulated=source.simulated,
     )
     if is_rank_zero():
         _announce(data, data_name, str(cfg.task.name))
@@ -113,7 +117,7 @@ def _main(cfg: DictConfig) -> None:
         show(finished, Path(cfg.paths.reports) / slug(f"{data_name}-{cfg.task.name}-{matrix[0].row}"))
 
 
-def _open_source(cfg: DictConfig) -> Any:
+def _open_source(cfg: DictConfig) -> Source:
     """The data source; without a root, raw tables are simulated first, in the same layout."""
     root = cfg.data.root
     if root is None:
@@ -124,17 +128,18 @@ def _open_source(cfg: DictConfig) -> Any:
         root = build_once(folder, write)
     elif not Path(root).is_dir():
         raise InputError(f"data.root={root}: expected a folder of raw tables, found none there. Check the path.")
-    return instantiate(cfg.data.source)(Path(root))
+    source: Source = instantiate(cfg.data.source)(Path(root))
+    return source
 
 
 def _check_requirements(entry: Entry, provides: frozenset[str], data_name: str) -> None:
-    cls = get_class(entry.cfg.model._target_)
-    requires: frozenset[str] = cls.requires
+    model: type[Model] = get_class(entry.cfg.model._target_)
+    requires = model.requires
     if missing := requires - provides:
         raise InputError(
             f"model '{entry.model}' needs {_braces(requires)}, of which data '{data_name}' does not provide "
-            f"{_braces(missing)} (it provides {_braces(provides)}). Choose a model that needs less, other data, or more "
-            "tables (data.source.tables)."
+            f"{_braces(missing)} (it provides {_braces(provides)}). Choose a model that needs less, other data, "
+            "or more tables (data.source.tables)."
         )
 
 
@@ -188,9 +193,7 @@ def _run(entry: Entry, seed: int, data: ClinicalData) -> Path:
         beside = run.path / ".predictions.parquet.tmp"
         predictions.write_parquet(beside)
         beside.rename(run.path / "predictions.parquet")
-        metrics = evaluate(
-            predictions, num_bootstrap=entry.cfg.bootstrap.num_resamples, seed=entry.cfg.bootstrap.seed
-        )
+        metrics = evaluate(predictions, num_bootstrap=entry.cfg.bootstrap.num_resamples, seed=entry.cfg.bootstrap.seed)
         origin = provenance(data.fingerprint, time.perf_counter() - started, device)
         _record(entry, seed, data, run, metrics, origin, model)
         run.finish()
@@ -204,9 +207,8 @@ def _train(entry: Entry, seed: int, data: ClinicalData, run: RunFolder) -> tuple
     model = build_model(entry, data.spec)
     trainer = instantiate({k: v for k, v in plain(cfg.trainer).items() if k != "callbacks"})
     callbacks = [instantiate(c) for c in cfg.trainer.callbacks]
-    loggers = [
-        instantiate(logger)(name=f"{cfg.data.name}-{cfg.task.name}-{entry.row}-seed{seed}") for logger in cfg.logger.values()
-    ]
+    name = f"{cfg.data.name}-{cfg.task.name}-{entry.row}-seed{seed}"
+    loggers = [instantiate(logger)(name=name) for logger in cfg.logger.values()]
     for logger in loggers:
         logger.log_hyperparams({**plain(cfg.model), **plain(cfg.training), "seed": seed})
     device = "cpu"

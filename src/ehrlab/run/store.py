@@ -81,7 +81,7 @@ def shared_phase_folder(results: Path, phase: Phase | EstimatorPhase, identity: 
 def without(content: Mapping[str, Any], keys: frozenset[str], path: str = "") -> dict[str, Any]:
     """Nested plain data without some dotted keys.
 
-    >>> without({"model": {"lambda_s": 0.5, "width": 8}, "task": {"name": "copd"}}, frozenset({"task", "model.lambda_s"}))
+    >>> without({"model": {"lambda_s": 0.5, "width": 8}, "task": {}}, frozenset({"task", "model.lambda_s"}))
     {'model': {'width': 8}}
     """
     kept = {}
@@ -111,7 +111,7 @@ class RunFolder:
         try:
             old = json.loads(record.read_text())
         except json.JSONDecodeError as error:
-            raise InputError(f"run folder {self.path}: identity.json is not readable JSON. Delete the folder.") from error
+            raise InputError(f"run folder {self.path}: identity.json is not JSON. Delete the folder.") from error
         if differing := differing_keys(old, json.loads(json.dumps(self.identity))):
             raise InputError(
                 f"run folder {self.path} belongs to another run; it differs in {'; '.join(differing)}. "

@@ -9,7 +9,6 @@ from typing import Any, cast
 import lightning as L
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -106,7 +105,7 @@ class LitPhase(L.LightningModule):
         optimizers = self.optimizers()
         optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
         turns = self.phase.turns
-        for turn, optimizer in zip(turns, cast(list[LightningOptimizer], optimizers), strict=True):
+        for turn, optimizer in zip(turns, optimizers, strict=True):
             if len(turns) > 1:
                 self.toggle_optimizer(optimizer)
             for _ in range(turn.repeat):
@@ -155,10 +154,8 @@ class LitPhase(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         if self.phase.select == "risk":
-            self.log_dict(cast(dict[str, Any], self.metrics.compute()), prog_bar=True)
+            self.log_dict(self.metrics.compute(), prog_bar=True)
             self.metrics.reset()
 
     def _log(self, values: dict[str, Tensor], batch: Batch) -> None:
-        self.log_dict(
-            cast(dict[str, Any], values), on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True
-        )
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True)

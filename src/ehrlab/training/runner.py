@@ -43,7 +43,7 @@ TrainerFactory = Callable[..., L.Trainer]
 
 def is_rank_zero() -> bool:
     """True in the one process that writes files (the only process unless a launcher started several)."""
-    return int(rank_zero_only.rank or 0) == 0
+    return int(getattr(rank_zero_only, "rank", 0) or 0) == 0
 
 
 def seed_model(seed: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -60,6 +61,17 @@ class MedsFolder(Source):
             if (path := self.root / name).is_file()
         ]
         self.provides = self._provides()
+
+    @property
+    def simulated(self) -> bool:
+        """As its dataset.json says; a generator's synthetic cohort and what our own simulator made both do."""
+        path = self.root / meds.dataset_metadata_filepath
+        if not path.is_file():
+            return super().simulated
+        try:
+            return bool(json.loads(path.read_text(encoding="utf-8")).get("simulated", False))
+        except (json.JSONDecodeError, AttributeError) as error:
+            raise InputError(f"{path}: expected a JSON object, found none; correct or remove the file") from error
 
     def files(self) -> list[Path]:
         return [*self._data, *self._metadata]

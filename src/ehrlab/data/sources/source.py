@@ -31,6 +31,9 @@ EVENT_SCHEMA = pl.Schema(
 DEFAULT_TABLES = ("diagnoses", "procedures", "drugs")
 """Optional tables that are read unless others are asked for: what a visit's set of codes is made of."""
 
+SIMULATION_MARK = "SIMULATED.json"
+"""Lies in a folder of simulated raw tables, wherever it is copied to."""
+
 MIB = 2**20
 
 
@@ -74,6 +77,11 @@ class Source(ABC):
     root: Path
     provides: frozenset[str]
     kinds: Mapping[str, tuple[str, ...]] = DEFAULT_KINDS
+
+    @property
+    def simulated(self) -> bool:
+        """The folder says that a program made its records; everything that follows from them must say so too."""
+        return (self.root / SIMULATION_MARK).exists()
 
     @abstractmethod
     def files(self) -> list[Path]:
