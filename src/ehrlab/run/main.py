@@ -100,7 +100,7 @@ def _main(cfg: DictConfig) -> None:
         simulated=source.simulated,
     )
     if is_rank_zero():
-        _announce(data, data_name, str(cfg.task.name))
+        _announce(cfg, data)
 
     finished = []
     for entry in matrix:
@@ -147,10 +147,14 @@ def _braces(names: frozenset[str]) -> str:
     return "{" + ", ".join(sorted(names)) + "}"
 
 
-def _announce(data: ClinicalData, data_name: str, task: str) -> None:
+def _announce(cfg: DictConfig, data: ClinicalData) -> None:
+    """Say what the samples are: in full, or in a line where a sweep's earlier job has said it."""
     if data.simulated:
         log.info("SIMULATED data: no record below belongs to a real patient, and no number is a finding.")
-    log.info("%s", data.cohort.table(data_name, task))
+    if is_multirun() and HydraConfig.get().job.num > 0:
+        log.info("%s / %s: %d samples", cfg.data.name, cfg.task.name, data.cohort.num_samples)
+    else:
+        log.info("%s", data.cohort.table(str(cfg.data.name), str(cfg.task.name)))
 
 
 def identity(entry: Entry, seed: int, data: ClinicalData) -> dict[str, Any]:

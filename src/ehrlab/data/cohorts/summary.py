@@ -44,6 +44,10 @@ class CohortSummary:
     dropped: Mapping[str, int]
     simulated: bool
 
+    @property
+    def num_samples(self) -> int:
+        return self.positive_cases + self.negative_cases
+
     @classmethod
     def read(cls, path: Path) -> Self:
         try:
