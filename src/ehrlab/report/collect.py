@@ -89,13 +89,12 @@ def comparison_table(run_folders: Sequence[Path]) -> Table:
     groups = group_runs(runs)
     simulated = any(group.simulated for group in groups)
     table = Table(title=Text("SIMULATED data: no number is a finding", "bold red") if simulated else None)
-    table.add_column("model")
+    table.add_column("model", min_width=min(40, max(len(row.name) for group in groups for row in group.rows)))
     if len(groups) > 1:
         table.add_column("data / task")
     for metric in CONSOLE_METRICS:
-        table.add_column(
-            METRICS[metric].label + (" x100" if METRICS[metric].percent else ""), justify="right", no_wrap=True
-        )
+        # May break at a space where a console is narrow: a number on two lines is read, a name cut short is not.
+        table.add_column(METRICS[metric].label + (" x100" if METRICS[metric].percent else ""), justify="right")
     for group in groups:
         for row in group.rows:
             cells = [show_summary(row.summary(metric), metric, "+-") for metric in CONSOLE_METRICS]
@@ -105,7 +104,9 @@ def comparison_table(run_folders: Sequence[Path]) -> Table:
         table.add_section()
     notes = ["mean +- standard deviation (number of seeds)"]
     if len(groups) == 1:
-        notes.append(groups[0].title)
+        first = groups[0].rows[0].runs[0].metrics
+        share = first["num_positive"] / first["num_samples"]
+        notes += [groups[0].title, f"a constant risk has a PR-AUC of {100 * share:.1f}"]
     if unfinished:
         notes.append(f"{len(unfinished)} unfinished runs left out")
     table.caption = Text("; ".join(notes))

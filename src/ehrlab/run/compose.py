@@ -71,10 +71,11 @@ def entries(cfg: DictConfig) -> list[Entry]:
     shared = [o for o in overrides if not _belongs_to_model(o)]
     rivals = []
     for name in cfg.baselines.models:
-        if name == top.row:
+        row = row_name(name, "none", shared)
+        if row == top.row:
             continue
         rival = compose("config", [*shared, f"model={name}", "variant=none"], return_hydra_config=False)
-        rivals.append(Entry(row_name(name, "none", shared), name, "none", rival))
+        rivals.append(Entry(row, name, "none", rival))
     return [top, *rivals]
 
 

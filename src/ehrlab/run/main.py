@@ -42,7 +42,7 @@ from ehrlab.run.sweep import index_experiment, index_sweep, show
 from ehrlab.simulation import SPECIFICATION
 from ehrlab.training.predict import predict
 from ehrlab.training.recipe import Recipe
-from ehrlab.training.runner import is_rank_zero, run_phase, save_weights, seed_model
+from ehrlab.training.runner import close_loggers, is_rank_zero, run_phase, save_weights, seed_model
 
 log = logging.getLogger("ehrlab")
 
@@ -238,6 +238,7 @@ def _train(entry: Entry, seed: int, data: ClinicalData, run: RunFolder) -> tuple
         device = record.get("device", device)
         if (epoch := record.get("resumed_from_epoch")) is not None:
             log.info("resumed phase '%s' after epoch %d", phase.name, epoch)
+    close_loggers(loggers)
     return model, device
 
 

@@ -45,6 +45,8 @@ def index_experiment(cfg: DictConfig, runs: Sequence[Path]) -> None:
 def show(run_folders: Sequence[Path], out: Path) -> None:
     """Print the comparison table and write the report page."""
     console = Console()
+    if not console.is_terminal:
+        console.width = 120  # a log file has no width of its own
     console.print(comparison_table(run_folders))
     page = write_report(run_folders, out, published_cohorts=COHORTS if COHORTS.exists() else None)
     console.print(f"Report: {page}", soft_wrap=True)

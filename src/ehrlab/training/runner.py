@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import pickle
 import time
 import warnings
 import zipfile
@@ -16,7 +15,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -39,6 +38,24 @@ warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
 
 WEIGHTS, DONE = "model.safetensors", "DONE"
 TrainerFactory = Callable[..., L.Trainer]
+
+
+class _Checkpoint(ModelCheckpoint):
+    """`<folder>/<name>.ckpt` of the epoch with the best `monitor`, or without one of the latest epoch."""
+
+    def __init__(self, folder: Path, name: str, **settings: Any) -> None:
+        super().__init__(folder, name, save_on_train_epoch_end=True, enable_version_counter=False, **settings)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Lightning's own forgets the best score where the folder was moved since."""
+        old, new = str(state_dict["dirpath"]), str(self.dirpath)
+        here = {
+            key: value.replace(old, new, 1) if isinstance(value, str) else value for key, value in state_dict.items()
+        }
+        here["best_k_models"] = {
+            path.replace(old, new, 1): score for path, score in state_dict["best_k_models"].items()
+        }
+        super().load_state_dict(here)
 
 
 def is_rank_zero() -> bool:
@@ -67,6 +84,13 @@ def load_weights(model: Model, path: Path) -> None:
             f"weights {path}: cannot be loaded into {type(model).__name__} ({str(error).splitlines()[0]}). "
             f"Delete the folder {path.parent} to train it again."
         ) from error
+
+
+def close_loggers(loggers: Sequence[Logger]) -> None:
+    """End their runs: Weights & Biases would add the next model of this process to the last one's curves."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()
 
 
 def run_phase(
@@ -129,16 +153,10 @@ def _run_lightning(
     num_workers: int,
 ) -> dict[str, Any]:
     phase.begin()
-    checkpoint = ModelCheckpoint(
-        dirpath=folder,
-        filename="best",
-        monitor=recipe.monitor,
-        mode=recipe.mode,
-        save_last=True,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
-    callbacks = [*callbacks, checkpoint]
+    # Lightning's own save_last=True writes only when the best was written: it would lose every epoch since.
+    last = folder / "last.ckpt"
+    best = _Checkpoint(folder, "best", monitor=recipe.monitor, mode=recipe.mode)
+    callbacks = [*callbacks, best, _Checkpoint(folder, last.stem)]  # in this order: the last one knows the best
     if recipe.patience:
         callbacks.append(
             EarlyStopping(recipe.monitor, mode=recipe.mode, patience=recipe.patience, check_on_train_epoch_end=True)
@@ -149,25 +167,24 @@ def _run_lightning(
         logger=[CSVLogger(folder, name="history"), *loggers],
         default_root_dir=folder,
     )
-    last = folder / "last.ckpt"
     resumed_from = _checkpoint_epoch(last) if last.exists() else None
     lit = LitPhase(model, phase.name, data, recipe, seed, num_workers)
     trainer.fit(lit, ckpt_path=last if resumed_from is not None else None, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
     trainer.strategy.barrier()
-    best = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)
+    selected = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)
     # strict: a name that is missing here would leave that tensor at the last epoch's value
     model.load_state_dict(
-        {k.removeprefix("model."): v for k, v in best["state_dict"].items() if k.startswith("model.")}
+        {k.removeprefix("model."): v for k, v in selected["state_dict"].items() if k.startswith("model.")}
     )
     trainer.strategy.barrier()
-    assert checkpoint.best_model_score is not None
+    assert best.best_model_score is not None
     return {
         "epochs": trainer.current_epoch,
-        "best_epoch": int(best["epoch"]),
+        "best_epoch": int(selected["epoch"]),
         "monitor": recipe.monitor,
-        "best_score": float(checkpoint.best_model_score),
+        "best_score": float(best.best_model_score),
         "resumed_from_epoch": resumed_from,
         "device": str(trainer.strategy.root_device),
         "world_size": trainer.world_size,
@@ -175,14 +192,18 @@ def _run_lightning(
 
 
 def _checkpoint_epoch(path: Path) -> int:
-    """The epoch after which a checkpoint was written; refuses a file that cannot be read in full."""
+    """The epoch after which a checkpoint was written; refuses a damaged file."""
     try:
-        return int(torch.load(path, map_location="cpu", weights_only=True)["epoch"])
-    except (RuntimeError, EOFError, KeyError, OSError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch.load does not look at the checksums that torch.save writes
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        damaged = type(error).__name__
+    if damaged is not None:
         raise InputError(
-            f"checkpoint {path}: expected a checkpoint to resume from, found an unreadable file "
-            f"({type(error).__name__}). Delete it to train this phase again from its start."
-        ) from error
+            f"checkpoint {path}: expected a checkpoint to resume from, found a damaged file ({damaged}). "
+            "Delete it to train this phase again from its start."
+        )
+    return int(torch.load(path, map_location="cpu", weights_only=True)["epoch"])
 
 
 def _write_text(path: Path, text: str) -> None:
