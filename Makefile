@@ -37,8 +37,9 @@ check: setup ## lint, format, types, import contracts
 report: setup ## page of all finished runs, or of one exhibit: make report EXP=meddiffusion/table3
 	$(BIN)/python -m ehrlab.report $(EXP)
 
-bench: setup ## speed and memory -> benchmarks/*.json
+bench: setup ## speed and memory -> benchmarks/*.json and BENCHMARKS.md
 	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+	$(BIN)/python benchmarks/render.py
 
 clean: ## remove the environment and the cache; results and reports stay
 	rm -rf .venv cache

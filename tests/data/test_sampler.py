@@ -24,35 +24,27 @@ def ranks(lengths: list[int], batch_size: int, world: int, epoch: int = 0, **kwa
     return found
 
 
-@given(LENGTHS, st.integers(1, 12), WORLD)
-def test_evaluation_sees_each_sample_once_and_every_rank_in_every_batch(lengths, batch_size, world):
-    assume(batch_size >= world and len(lengths) >= world)
-    found = ranks(lengths, batch_size, world, shuffle=False)
+@given(LENGTHS, st.integers(1, 12), WORLD, st.booleans(), st.integers(0, 3), st.integers(-5, 5))
+def test_each_sample_comes_once_and_every_rank_has_a_share_of_every_batch(lengths, size, world, shuffle, epoch, seed):
+    assume(size >= world and len(lengths) >= world)
+    found = ranks(lengths, size, world, epoch, shuffle=shuffle, seed=seed)
     assert sorted(i for batches in found for batch in batches for i in batch) == list(range(len(lengths)))
     assert len({len(batches) for batches in found}) == 1
-    assert all(batch for batches in found for batch in batches)
+    for shares in zip(*found):
+        sizes = [len(share) for share in shares]
+        assert min(sizes) > 0
+        assert max(sizes) - min(sizes) <= 1
 
 
-@given(LENGTHS, st.integers(1, 6), WORLD, st.integers(0, 3), st.integers(-5, 5))
-def test_training_ranks_have_equal_batches_and_lose_fewer_samples_than_ranks(lengths, share, world, epoch, seed):
-    assume(len(lengths) >= world)
-    found = ranks(lengths, share * world, world, epoch, shuffle=True, seed=seed)
-    seen = [i for batches in found for batch in batches for i in batch]
-    assert len(seen) == len(set(seen)) == len(lengths) - len(lengths) % world
-    sizes = [[len(batch) for batch in batches] for batches in found]
-    assert all(size == sizes[0] for size in sizes)
-    assert max(sizes[0]) <= share
-
-
-@given(LENGTHS, st.integers(1, 6), WORLD, st.booleans())
-def test_ranks_together_are_the_batches_of_one_process(lengths, share, world, shuffle):
-    kept = lengths[: len(lengths) - len(lengths) % world]  # what a single process then sees too
-    assume(kept)
+@given(LENGTHS, st.integers(1, 12), WORLD, st.booleans())
+def test_ranks_together_are_the_batches_of_one_process(lengths, size, world, shuffle):
+    assume(size >= world and len(lengths) >= world)
+    left = len(lengths) % size
+    assume(left == 0 or left >= world)  # else the last batch is merged, so that no rank is without
     together = [
-        sorted(i for batch in batches for i in batch)
-        for batches in zip(*ranks(kept, share * world, world, shuffle=shuffle))
+        sorted(i for batch in batches for i in batch) for batches in zip(*ranks(lengths, size, world, shuffle=shuffle))
     ]
-    alone = [sorted(batch) for batch in ranks(kept, share * world, 1, shuffle=shuffle)[0]]
+    alone = [sorted(batch) for batch in ranks(lengths, size, 1, shuffle=shuffle)[0]]
     assert together == alone
 
 
@@ -93,7 +85,7 @@ def test_lightning_reaches_set_epoch_through_the_attribute_sampler():
 
 
 def test_batch_that_cannot_be_shared_and_too_few_samples_are_refused():
-    with pytest.raises(InputError, match=r"batch_size=5.*2 devices.*training\.batch_size=4"):
-        BucketedBatches([1] * 20, 5, shuffle=True, world=2)
+    with pytest.raises(InputError, match=r"batch_size=2.*3 devices.*training\.batch_size=3"):
+        BucketedBatches([1] * 20, 2, shuffle=True, world=3)
     with pytest.raises(InputError, match="2 samples cannot be shared by 3 devices"):
         BucketedBatches([1, 2], 6, shuffle=False, world=3)

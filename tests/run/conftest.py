@@ -58,6 +58,7 @@ def cli(
 ) -> Callable[..., Outcome]:
     """cli("model=lstm", ...) = `python run.py model=lstm ...` in this process."""
     monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setenv("COLUMNS", "200")  # no table cell is wrapped
 
     def call(*overrides: str) -> Outcome:
         capsys.readouterr()

@@ -75,7 +75,7 @@ def test_baselines_run_under_the_protocol_of_the_model_on_top(cli, results):
     ]
     identities = [json.loads(path.read_text()) for path in results.glob("toy/heart_failure/*/*/seed=*/identity.json")]
     assert all(identity["training"]["max_epochs"] == 1 for identity in identities)
-    table = done.out[done.out.rindex("PR-AUC") :]
+    table = done.out[done.out.rindex("PR-AUC x100") :]
     assert table.index("embed_dim") < min(table.index(row) for row in ("logistic", "retain"))
 
 

@@ -20,12 +20,11 @@ class BucketedBatches(Sampler[list[int]]):
     """Indices of one rank's share of each global batch; every rank has the same number of batches.
 
     A global batch of `batch_size` samples is the same whatever the number of ranks (`world`); rank r takes every
-    world-th sample of it from the r-th on.
+    world-th sample of it from the r-th on, so shares differ by one sample at most. Each sample comes exactly once an
+    epoch. A last batch with fewer samples than ranks is merged into the one before it, so that no rank is without.
 
-    shuffle=True   training: a new order each epoch, which depends on (seed, epoch) only. All ranks have equally many
-                   samples in each batch; the at most world - 1 samples that this leaves over are others in each epoch
-    shuffle=False  evaluation: each sample exactly once, longest first. A last batch with fewer samples than ranks is
-                   merged into the one before it, so that no rank is without
+    shuffle=True   training: a new order each epoch, which depends on (seed, epoch) only
+    shuffle=False  evaluation: longest first
     """
 
     def __init__(
@@ -35,10 +34,10 @@ class BucketedBatches(Sampler[list[int]]):
         self.batch_size, self.shuffle, self.seed, self.rank, self.world = batch_size, shuffle, seed, rank, world
         self.epoch = 0
         assert 0 <= rank < world, f"rank {rank} of {world}"
-        if batch_size < world or (shuffle and batch_size % world):
+        if batch_size < world:
             raise InputError(
-                f"batch_size={batch_size}: it is the batch over all {world} devices and must be a multiple of their "
-                f"number; set training.batch_size={max(1, batch_size // world) * world}"
+                f"batch_size={batch_size}: it is the batch over all {world} devices, and each needs a sample; "
+                f"set training.batch_size={world} or more"
             )
         if len(self.lengths) < world:
             raise InputError(
@@ -67,7 +66,7 @@ class BucketedBatches(Sampler[list[int]]):
             order = np.argsort(-self.lengths, kind="stable")
             return [order[a:b] for a, b in pairwise(bounds)]
         rng = np.random.default_rng([self.seed % 2**64, self.epoch])
-        order = rng.permutation(len(self.lengths))[: bounds[-1]]
+        order = rng.permutation(len(self.lengths))
         bucket = np.arange(len(order)) // (self.batch_size * BUCKET_BATCHES)
         order = order[np.lexsort((self.lengths[order], bucket))]
         batches = [order[a:b] for a, b in pairwise(bounds)]
@@ -76,8 +75,6 @@ class BucketedBatches(Sampler[list[int]]):
     def _bounds(self) -> list[int]:
         """Where the global batches begin in the epoch's order, and the end."""
         num_samples = len(self.lengths)
-        if self.shuffle:
-            num_samples -= num_samples % self.world
         bounds = [*range(0, num_samples, self.batch_size), num_samples]
         if len(bounds) > 2 and bounds[-1] - bounds[-2] < self.world:
             del bounds[-2]

@@ -104,14 +104,14 @@ class LitPhase(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         optimizers = self.optimizers()
         optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
-        turns = self.phase.turns
+        turns, share = self.phase.turns, self._share(batch)
         for turn, optimizer in zip(turns, optimizers, strict=True):
             if len(turns) > 1:
                 self.toggle_optimizer(optimizer)
             for _ in range(turn.repeat):
                 losses = turn.loss(batch)
                 optimizer.zero_grad()
-                self.manual_backward(losses["loss"])
+                self.manual_backward(losses["loss"] * share)
                 if self.recipe.gradient_clip:
                     self.clip_gradients(cast(Optimizer, optimizer), self.recipe.gradient_clip, "norm")
                 optimizer.step()
@@ -119,6 +119,15 @@ class LitPhase(L.LightningModule):
                 self.untoggle_optimizer(optimizer)
             prefix = "train" if turn is turns[-1] else f"train/{turn.name}"
             self._log({f"{prefix}/{name}": value.detach() for name, value in losses.items()}, batch)
+
+    def _share(self, batch: Batch) -> Tensor:
+        """This rank's part of the global batch, relative to an even one: 1 where all ranks have equally many samples.
+
+        The mean over ranks of the losses, weighted by it, is the mean over samples, as in a single process.
+        """
+        own = torch.tensor(float(len(batch)), device=self.device)
+        even: Tensor = self.trainer.strategy.reduce(own.clone(), reduce_op="mean")
+        return own / even
 
     def on_train_epoch_end(self) -> None:
         scores = self.trainer.callback_metrics
@@ -154,7 +163,7 @@ class LitPhase(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         if self.phase.select == "risk":
-            self.log_dict(self.metrics.compute(), prog_bar=True)
+            self.log_dict(self.metrics.compute(), prog_bar=True, sync_dist=True)
             self.metrics.reset()
 
     def _log(self, values: dict[str, Tensor], batch: Batch) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import pickle
 import time
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +115,7 @@ def run_phase(
     """
     if (folder / DONE).exists():
         load_weights(model, folder / WEIGHTS)
-        return dict(json.loads((folder / DONE).read_text()), reused=True)
+        return dict(json.loads((folder / DONE).read_text()), reused=True, resumed_from_epoch=None)
     folder.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     if isinstance(phase, EstimatorPhase):
@@ -161,7 +163,7 @@ def _run_lightning(
         callbacks.append(
             EarlyStopping(recipe.monitor, mode=recipe.mode, patience=recipe.patience, check_on_train_epoch_end=True)
         )
-    trainer = trainer_factory(
+    trainer = _for_turns(trainer_factory, len(phase.turns))(
         max_epochs=recipe.max_epochs,
         callbacks=callbacks,
         logger=[CSVLogger(folder, name="history"), *loggers],
@@ -191,19 +193,26 @@ def _run_lightning(
     }
 
 
+def _for_turns(trainer: TrainerFactory, turns: int) -> TrainerFactory:
+    """Under DDP, a player's turn leaves the others' parameters without gradients: they have to be looked for."""
+    if turns > 1 and getattr(trainer, "keywords", {}).get("strategy") == "ddp":
+        return partial(trainer, strategy="ddp_find_unused_parameters_true")
+    return trainer
+
+
 def _checkpoint_epoch(path: Path) -> int:
     """The epoch after which a checkpoint was written; refuses a damaged file."""
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch.load does not look at the checksums that torch.save writes
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        damaged = type(error).__name__
-    if damaged is not None:
-        raise InputError(
-            f"checkpoint {path}: expected a checkpoint to resume from, found a damaged file ({damaged}). "
-            "Delete it to train this phase again from its start."
-        )
-    return int(torch.load(path, map_location="cpu", weights_only=True)["epoch"])
+            found = archive.testzip()  # torch.load does not look at the checksums that torch.save writes
+        if found is None:
+            return int(torch.load(path, map_location="cpu", weights_only=True)["epoch"])
+    except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError) as error:
+        found = type(error).__name__
+    raise InputError(
+        f"checkpoint {path}: expected a checkpoint to resume from, found a damaged file ({found}). "
+        "Delete it to train this phase again from its start."
+    )
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -1,0 +1,71 @@
+"""Random patients behind the interface of prepared data: for laws of training that need no raw tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from batches import SPEC, random_batch, take
+from ehrlab.core.batch import Batch
+from ehrlab.core.spec import DataSpec
+from ehrlab.data.cohorts.summary import CohortSummary
+from ehrlab.data.dataset import as_it_is
+from ehrlab.data.meds import SPLITS
+from ehrlab.data.prepare import ClinicalData
+from ehrlab.data.sampler import BucketedBatches
+
+
+class Patients(Dataset[Batch]):
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        return take(self.batch, indices)
+
+
+@dataclass(frozen=True)
+class StubData(ClinicalData):
+    splits: Mapping[str, Batch]
+
+    def loader(
+        self,
+        split: str,
+        *,
+        view: str = "samples",
+        batch_size: int,
+        seed: int = 0,
+        shuffle: bool = False,
+        rank: int = 0,
+        world: int = 1,
+        num_workers: int = 0,
+    ) -> DataLoader[Batch]:
+        patients = Patients(self.splits[split])
+        assert patients.batch.visits is not None
+        lengths = patients.batch.visits.mask.sum(1).numpy()
+        batches = BucketedBatches(lengths, batch_size, shuffle=shuffle, seed=seed, rank=rank, world=world)
+        return DataLoader(patients, batch_sampler=batches, collate_fn=as_it_is, generator=torch.Generator())
+
+
+def stub_data(num_labels: int = 1, sizes: tuple[int, int, int] = (23, 11, 7)) -> StubData:
+    """`sizes` patients to train, tune and hold out; their labels have nothing to do with their codes."""
+    spec = replace(SPEC, num_labels=num_labels, positive_rate=(0.5,) * num_labels)
+    return StubData(
+        path=Path(),
+        spec=spec,
+        provides=frozenset({"visits", "demographics"}),
+        simulated=True,
+        fingerprint="stub",
+        cohort=CohortSummary("stub", 0, 0, 0.0, 0.0, 0, 0, {}, {}, {}, simulated=True),
+        splits={split: _patients(spec, size, seed) for seed, (split, size) in enumerate(zip(SPLITS, sizes))},
+    )
+
+
+def _patients(spec: DataSpec, number: int, seed: int) -> Batch:
+    return random_batch(spec, num_samples=number, num_visits=6, num_codes=3, seed=seed)
