@@ -26,7 +26,7 @@ run: setup ## MedDiffusion on a simulated cohort in the MIMIC-III layout: table 
 	$(BIN)/python run.py model=meddiffusion data=mimic
 
 test: setup ## the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope
 
 check: setup ## lint, format, types, import contracts
 	$(BIN)/ruff check .

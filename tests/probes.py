@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -77,19 +78,14 @@ class Checksums(Callback):
 
 
 class DiskFull(Callback):
-    """Fail as a full disk does, once `epoch` (from 0) is to be recorded."""
+    """Fail as a full disk does when `epoch` (from 0) is to be recorded."""
 
     def __init__(self, epoch: int) -> None:
         self.epoch = epoch
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.current_epoch == self.epoch:
-            trainer.strategy.save_checkpoint = self._fail  # type: ignore[method-assign]
-
-    @staticmethod
-    def _fail(checkpoint: Any, filepath: str | os.PathLike[str], storage_options: Any = None) -> None:
-        with open("/dev/full", "wb", buffering=0) as full:
-            full.write(b"0")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "last.ckpt.tmp")
 
 
 class Recorder(Logger):

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from ehrlab.simulation import write_mimic3
+
 REPOSITORY = Path(__file__).parents[2]
-SMOKE = ("trainer=smoke", "data=toy")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,14 @@ class Outcome:
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One cache for all tests, so that the toy cohort is simulated and read once."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def toy_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The raw tables of data=toy."""
+    folder = tmp_path_factory.mktemp("toy_tables")
+    write_mimic3(folder, preset="heart_failure", shape="toy", num_patients=400, seed=0)
+    return folder
 
 
 @pytest.fixture

@@ -73,7 +73,9 @@ def test_a_stopped_run_goes_on_and_ends_as_if_nothing_had_happened(cli, results,
             assert cli(*command, f"paths.run={folder}").code == 1
         assert not (folder / "predictions.parquet").exists()
     else:
-        assert cli(*command, f"paths.run={folder}", "trainer.callbacks=[{_target_: probes.StopAfter, epoch: 1}]").code == 1
+        assert (
+            cli(*command, f"paths.run={folder}", "trainer.callbacks=[{_target_: probes.StopAfter, epoch: 1}]").code == 1
+        )
         assert (folder / "phases/fit/last.ckpt").exists()
     assert not (folder / "DONE").exists()
 

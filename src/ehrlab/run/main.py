@@ -42,7 +42,7 @@ from ehrlab.run.sweep import index_experiment, index_sweep, show
 from ehrlab.simulation import SPECIFICATION
 from ehrlab.training.predict import predict
 from ehrlab.training.recipe import Recipe
-from ehrlab.training.runner import close_loggers, is_rank_zero, run_phase, save_weights, seed_model
+from ehrlab.training.runner import agreed, close_loggers, is_rank_zero, run_phase, save_weights, seed_model
 
 log = logging.getLogger("ehrlab")
 
@@ -181,12 +181,12 @@ def _run(entry: Entry, seed: int, data: ClinicalData) -> Path:
     """One model, one seed: skipped if finished, resumed if begun."""
     content = identity(entry, seed, data)
     run = RunFolder(_folder(entry, content), content)
-    if not is_rank_zero():  # another rank of a run that rank 0 holds
-        if not run.done:
+    if not is_rank_zero():  # rank 0 holds the run, and writes all of it
+        if not agreed(run.done):
             _train(entry, seed, data, run)
         return run.path
     with run.claim():
-        if run.done:
+        if agreed(run.done):
             log.info("done before: %s, seed %d", entry.row, seed)
             return run.path
         started = time.perf_counter()

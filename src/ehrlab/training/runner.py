@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
 import pickle
+import sys
 import time
 import warnings
 import zipfile
@@ -16,8 +18,9 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -60,9 +63,34 @@ class _Checkpoint(ModelCheckpoint):
         super().load_state_dict(here)
 
 
+class _BesideThenRename(TorchCheckpointIO):
+    """Lightning's own goes by way of the system's temporary folder, from which the last move may be a copy: a kill
+    would leave half a checkpoint."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        beside = Path(f"{path}.tmp")
+        beside.write_bytes(content.getbuffer())
+        os.replace(beside, path)
+
+
 def is_rank_zero() -> bool:
     """True in the one process that writes files (the only process unless a launcher started several)."""
     return int(getattr(rank_zero_only, "rank", 0) or 0) == 0
+
+
+def agreed(decision: bool) -> bool:
+    """Rank 0's decision, on every rank: they read the same files, but not at the same moment.
+
+    Before the first phase of a process there is no group to ask, and need not be: rank 0 starts the others only after
+    it has decided to train, and keeps the run to itself meanwhile.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return decision
+    box = [decision]
+    torch.distributed.broadcast_object_list(box)
+    return box[0]
 
 
 def seed_model(seed: int) -> None:
@@ -113,7 +141,7 @@ def run_phase(
     A folder with DONE is loaded; one with last.ckpt resumes (optimisers, schedulers, epoch, early stopping, seeds);
     else training starts. Returns the phase's record: epochs, best epoch and score, seconds, resumed_from_epoch.
     """
-    if (folder / DONE).exists():
+    if agreed((folder / DONE).exists()):
         load_weights(model, folder / WEIGHTS)
         return dict(json.loads((folder / DONE).read_text()), reused=True, resumed_from_epoch=None)
     folder.mkdir(parents=True, exist_ok=True)
@@ -128,9 +156,6 @@ def run_phase(
         _write_text(folder / DONE, json.dumps(record, indent=1))
         for name in ("last.ckpt", "best.ckpt"):
             (folder / name).unlink(missing_ok=True)
-    # The other ranks decide from the file system what is left to do; they must not look before it is written.
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
     return record
 
 
@@ -159,6 +184,10 @@ def _run_lightning(
     last = folder / "last.ckpt"
     best = _Checkpoint(folder, "best", monitor=recipe.monitor, mode=recipe.mode)
     callbacks = [*callbacks, best, _Checkpoint(folder, last.stem)]  # in this order: the last one knows the best
+    # Only for somebody who looks: in a log file a bar is noise.
+    show_progress = bool(getattr(trainer_factory, "keywords", {}).get("enable_progress_bar")) and sys.stdout.isatty()
+    if show_progress:
+        callbacks.append(RichProgressBar(leave=False))
     if recipe.patience:
         callbacks.append(
             EarlyStopping(recipe.monitor, mode=recipe.mode, patience=recipe.patience, check_on_train_epoch_end=True)
@@ -168,12 +197,12 @@ def _run_lightning(
         callbacks=callbacks,
         logger=[CSVLogger(folder, name="history"), *loggers],
         default_root_dir=folder,
+        enable_progress_bar=show_progress,
+        plugins=[_BesideThenRename()],
     )
     resumed_from = _checkpoint_epoch(last) if last.exists() else None
     lit = LitPhase(model, phase.name, data, recipe, seed, num_workers)
     trainer.fit(lit, ckpt_path=last if resumed_from is not None else None, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
     trainer.strategy.barrier()
     selected = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)
     # strict: a name that is missing here would leave that tensor at the last epoch's value

@@ -1,0 +1,205 @@
+"""Every file below conf/ and experiments/ composes, and says exactly what the code that it names wants to know."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from ehrlab.run.compose import row_name
+
+REPOSITORY = Path(__file__).parents[2]
+CONF = REPOSITORY / "conf"
+NEEDS = {
+    "joblib": "hydra_plugins.hydra_joblib_launcher",
+    "ray": "hydra_plugins.hydra_ray_launcher",
+    "slurm": "hydra_plugins.hydra_submitit_launcher",
+}
+
+
+@pytest.fixture(autouse=True)
+def _repository(monkeypatch):
+    monkeypatch.chdir(REPOSITORY)  # experiments/ is found from where the command is given
+
+
+def config(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", list(overrides))
+
+
+def plain(cfg: Any) -> Any:
+    return OmegaConf.to_container(cfg, resolve=True)
+
+
+def files(group: str, root: Path = CONF) -> list[str]:
+    return sorted(path.stem for path in (root / group).glob("*.yaml"))
+
+
+EXPERIMENTS = sorted(
+    str(path.relative_to(REPOSITORY / "experiments").with_suffix(""))
+    for path in (REPOSITORY / "experiments").rglob("*.yaml")
+)
+GROUPS = (
+    *("model", "model/augmenter", "model/augmenter/denoiser", "variant", "baselines"),
+    *("data", "task", "training", "trainer", "logger", "launcher"),
+)
+CHOICES = [
+    *(f"{group}={name}" for group in GROUPS for name in files(group)),
+    *(f"experiments={name}" for name in EXPERIMENTS),
+]
+
+
+@pytest.fixture(params=CHOICES)
+def composed(request: pytest.FixtureRequest) -> DictConfig:
+    group, name = request.param.split("=")
+    if group == "launcher" and (plugin := NEEDS.get(name)) and not _installed(plugin):
+        pytest.skip(f"{plugin} is not installed (an extra)")
+    return config(request.param)
+
+
+def _installed(plugin: str) -> bool:
+    try:
+        return find_spec(plugin) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def nodes(value: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every node with a _target_, with its dotted path."""
+    if isinstance(value, dict):
+        if "_target_" in value:
+            yield path, value
+        for key, item in value.items():
+            yield from nodes(item, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from nodes(item, f"{path}[{i}]")
+
+
+# What the code gives to a model's parts: the sizes of the data and of the backbone.
+GIVEN = {"spec", "embed_dim", "hidden_dim"}
+
+
+def test_every_choice_composes_and_its_targets_know_every_key(composed: DictConfig) -> None:
+    targets = list(nodes(plain(composed)))
+    assert {path.split(".")[0] for path, _ in targets} >= {"model", "data", "task", "training", "trainer"}
+    for path, node in targets:
+        settings = {key: value for key, value in node.items() if key not in ("_target_", "_partial_", "_convert_")}
+        if path == "training":
+            del settings["phases"]  # departures of single phases: merged into the rest before the recipe is made
+        signature = inspect.signature(get_object(node["_target_"]))
+        given_later = node.get("_partial_") or path == "model"
+        try:
+            (signature.bind_partial if given_later else signature.bind)(**settings)
+        except TypeError as error:
+            pytest.fail(f"{path}: {node['_target_']} {error}")
+
+
+def test_a_model_config_names_every_setting_of_its_code(composed: DictConfig) -> None:
+    """Else a number that decides a result would stand in no config and in no results folder."""
+    for path, node in nodes(plain(composed.model), "model"):
+        parameters = inspect.signature(get_object(node["_target_"])).parameters.values()
+        named = {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+        assert named - GIVEN <= set(node), f"{path}: {node['_target_']}"
+
+
+@pytest.mark.parametrize("variant", files("variant"))
+def test_variants_change_meddiffusion_and_nothing_else(variant: str) -> None:
+    changed, whole = plain(config(f"variant={variant}")), plain(config())
+    if variant != "none":
+        assert changed.pop("model") != whole.pop("model")
+    assert changed == whole
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_experiments_are_declared_as_sweeps(experiment: str) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        whole = compose("config", [f"experiments={experiment}"], return_hydra_config=True)
+    assert whole.experiment.name
+    assert whole.hydra.mode.name == "MULTIRUN"
+    assert whole.hydra.sweeper.params
+
+
+# ---- overrides that the documents promise
+
+
+def test_overrides_of_the_augmenter_and_the_backbone() -> None:
+    assert config("model.augmenter.condition=equal").model.augmenter.condition == "equal"
+    assert config("model/augmenter=none").model.augmenter._target_ == "ehrlab.augment.none.no_augmenter"
+    assert config("model/augmenter/denoiser=unet").model.augmenter.denoiser._target_ == "ehrlab.nn.unet.UNet"
+    other = config("model@model.backbone=retain").model
+    assert other.backbone._target_ == "ehrlab.models.retain.Retain"
+    assert other.backbone._partial_
+    assert "use_time" not in other.backbone
+    assert config().model.backbone.use_time
+
+
+def test_ablations_are_those_of_the_papers_table_3() -> None:
+    assert config("variant=as1").model.augmenter.condition == "visit_only"
+    assert config("variant=as2").model.augmenter.condition == "equal"
+    assert config("variant=as3").model.lambda_s == 0
+
+
+def test_trinetx_has_a_task_of_its_own_and_the_command_line_the_last_word() -> None:
+    assert config("data=trinetx").task.name == "kidney"
+    for order in (["data=trinetx", "task=copd"], ["task=copd", "data=trinetx"]):
+        chosen = config(*order)
+        assert chosen.task.name == "copd"
+        assert chosen.data.simulation.preset == "copd"
+    assert config("data=mimic").task.name == "heart_failure"
+
+
+@pytest.mark.parametrize("task", ["kidney", "copd", "amnesia"])
+def test_first_diagnosis_tasks_differ_in_their_codes_and_in_nothing_else(task: str) -> None:
+    other, heart = plain(config(f"task={task}").task), plain(config("task=heart_failure").task)
+    assert {key for key in heart if heart[key] != other[key]} == {"name", "icd9", "icd10"}
+    assert other.keys() == heart.keys()
+
+
+def test_the_protocol_is_the_papers() -> None:
+    """MedDiffusion, sec. 4.1."""
+    cfg = config()
+    assert (cfg.training.optimizer._target_, cfg.training.optimizer.lr, cfg.training.optimizer.weight_decay) == (
+        "torch.optim.Adam",
+        1e-3,
+        1e-3,
+    )
+    assert (cfg.training.scheduler.patience, cfg.training.scheduler.factor) == (5, 0.2)
+    assert (cfg.training.monitor, cfg.training.mode) == ("val/f1", "max")
+    assert (cfg.split.train, cfg.split.tuning, cfg.split.held_out) == (0.75, 0.10, 0.15)
+    assert len(cfg.seed) == 5
+    assert (cfg.model.lambda_s, cfg.model.lambda_d) == (0.5, 0.1)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["model.lamda_s=1", "training.batchsize=8", "task.lead_day=1", "visits.max_visit=2", "path.results=x", "sed=1"],
+)
+def test_a_misspelt_key_fails(override: str) -> None:
+    with pytest.raises(ConfigCompositionException):
+        config(override)
+
+
+@pytest.mark.parametrize("baselines", files("baselines"))
+def test_models_of_a_baseline_set_have_files_and_pending_ones_have_none(baselines: str) -> None:
+    chosen = config(f"baselines={baselines}").baselines
+    assert set(chosen.models) <= set(files("model"))
+    assert not set(chosen.get("pending", [])) & set(chosen.models)
+
+
+# ---- names of rows
+
+
+def test_a_row_says_what_was_changed_by_hand_in_the_model_and_its_protocol_only() -> None:
+    overrides = ["data=toy", "seed=[0,1]", "trainer=gpu", "model.lambda_s=1", "training.max_epochs=2", "task=copd"]
+    assert row_name("meddiffusion", "as3", overrides) == "meddiffusion as3 lambda_s=1 training.max_epochs=2"
+    assert row_name("meddiffusion", "none", ["model@model.backbone=retain"]) == "meddiffusion backbone=retain"
+    assert row_name("lstm", "none", ["model=lstm", "variant=none"]) == "lstm"
