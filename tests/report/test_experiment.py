@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from fake_runs import predictions, write_index, write_run
 
 from ehrlab.core.errors import InputError
 from ehrlab.report.__main__ import main
 from ehrlab.report.experiment import parse_declaration, write_experiment
+from fake_runs import predictions, write_index, write_run
 
 PAPER = {"positive_cases": 2820, "negative_cases": 4702}
 
