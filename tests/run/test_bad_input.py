@@ -112,7 +112,7 @@ def test_a_modality_that_the_data_lack(refused):
 
 
 def test_an_empty_cohort(refused):
-    refused(*TINY, "task.icd9=['000']", "task.icd10=['000']")
+    assert "heart_failure" in refused(*TINY, "task.icd9=['000']", "task.icd10=['000']")
 
 
 def test_a_task_with_one_class(refused, raw):
@@ -125,7 +125,7 @@ def test_a_task_with_one_class(refused, raw):
 
 
 def test_too_few_patients_for_the_split(refused):
-    refused(*TINY, "data.simulation.num_patients=5")
+    assert "5 subjects are too few" in refused(*TINY, "data.simulation.num_patients=5")
 
 
 # ---- settings
@@ -196,7 +196,7 @@ FULL = {
     "write_parquet": ComputeError(
         "parquet: File out of specification: underlying IO error: No space left on device (os error 28)"
     ),
-    "write_text": OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+    "write_bytes": OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
 }
 
 
@@ -205,7 +205,7 @@ FULL = {
     [
         ("ehrlab.training.runner.save_file", False),
         ("polars.DataFrame.write_parquet", True),
-        ("pathlib.Path.write_text", False),
+        ("pathlib.Path.write_bytes", False),
     ],
 )
 def test_a_full_disk_at_the_end_of_training(cli, results, stopped, monkeypatch, target, phase_is_done):

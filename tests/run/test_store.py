@@ -206,7 +206,7 @@ def test_the_same_command_twice_at_once_trains_once(cli, start, results):
     ours = cli(*command)
     out, err = other.communicate()
     assert (other.returncode, ours.code, err) == (0, 0, "")
-    assert "waiting: another process is at work in" in ours.out
+    assert "waiting: another process is at work on" in ours.out
     assert "done before: meddiffusion" in ours.out
     assert "done before" not in out
     run = only_run(results, "meddiffusion*")

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from filelock import FileLock, Timeout
 
 from ehrlab.core.errors import InputError
+from ehrlab.core.files import locked
 
 logger = logging.getLogger(__name__)
 
@@ -52,21 +52,18 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
     folder = Path(folder)
     if _is_whole(folder):
         return folder
-    with _os_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with _os_errors(folder), locked(folder.with_name(folder.name + ".lock"), str(folder)):
         if _is_whole(folder):
             return folder
         tmp = folder.with_name(folder.name + ".tmp")
         try:
-            with _os_errors(folder):
-                # Under the lock nobody else can be at work on these: they are what a killed process left.
-                _remove(tmp)
-                _remove(folder)
-                tmp.mkdir()
-                build(tmp)
-                _write_listing(tmp)
-                os.replace(tmp, folder)
+            # Under the lock nobody else can be at work on these: they are what a killed process left.
+            _remove(tmp)
+            _remove(folder)
+            tmp.mkdir()
+            build(tmp)
+            _write_listing(tmp)
+            os.replace(tmp, folder)
         finally:
             _remove(tmp)
     return folder
@@ -94,22 +91,6 @@ def _write_listing(folder: Path) -> None:
 def _remove(path: Path) -> None:
     if path.exists():
         shutil.rmtree(path)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock. The system drops it when its holder dies, so a killed job never blocks the next."""
-    lock = FileLock(folder.with_name(folder.name + ".lock"))
-    with _os_errors(folder):
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            logger.info("another process builds %s; waiting for it", folder)
-            lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @contextmanager

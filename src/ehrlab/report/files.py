@@ -1,28 +1,23 @@
 """Files written whole or not at all, and JSON and YAML read with one clear error."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ehrlab.core.errors import InputError
+from ehrlab.core.files import write_whole
 
 
 def write_atomically(path: Path, content: str | bytes) -> Path:
-    """Write beside the target and rename, so that a reader never meets half a file. Makes the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """`core.files.write_whole` with one clear error."""
     try:
-        beside.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(beside, path)
+        return write_whole(path, content)
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise InputError(
             f"report file {path}: cannot be written ({error.strerror}); free space or choose --out"
         ) from None
-    return path
 
 
 def read_json(path: Path) -> dict[str, Any]:

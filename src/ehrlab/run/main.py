@@ -21,6 +21,7 @@ from polars.exceptions import PolarsError
 from safetensors import SafetensorError
 
 from ehrlab.core.errors import InputError
+from ehrlab.core.files import locked, replacing, write_whole
 from ehrlab.core.model import Model, RiskModel
 from ehrlab.core.spec import DataSpec
 from ehrlab.data.cache import build_once
@@ -32,11 +33,9 @@ from ehrlab.run.provenance import provenance
 from ehrlab.run.store import (
     RunFolder,
     content_hash,
-    exclusive,
     shared_phase_folder,
     slug,
     write_json,
-    write_text,
 )
 from ehrlab.run.sweep import index_experiment, index_sweep, show
 from ehrlab.simulation import SPECIFICATION
@@ -194,9 +193,8 @@ def _run(entry: Entry, seed: int, data: ClinicalData) -> Path:
         model, device = _train(entry, seed, data, run)
         assert isinstance(model, RiskModel), f"{entry.model}: only risk models are evaluated here"
         predictions = predict(model, data, "held_out", batch_size=entry.cfg.training.batch_size, device=device)
-        beside = run.path / ".predictions.parquet.tmp"
-        predictions.write_parquet(beside)
-        beside.rename(run.path / "predictions.parquet")
+        with replacing(run.path / "predictions.parquet") as beside:
+            predictions.write_parquet(beside)
         metrics = evaluate(predictions, num_bootstrap=entry.cfg.bootstrap.num_resamples, seed=entry.cfg.bootstrap.seed)
         origin = provenance(data.fingerprint, time.perf_counter() - started, device)
         _record(entry, seed, data, run, metrics, origin, model)
@@ -222,7 +220,7 @@ def _train(entry: Entry, seed: int, data: ClinicalData, run: RunFolder) -> tuple
             if phase.ignores:
                 folder = shared_phase_folder(Path(cfg.paths.results), phase, run.identity)
                 if is_rank_zero():
-                    held.enter_context(exclusive(folder))
+                    held.enter_context(locked(folder / ".lock", str(folder)))
             record = run_phase(
                 model,
                 phase,
@@ -277,7 +275,7 @@ def _record(
     """Everything that a report needs, before DONE."""
     cfg = entry.cfg
     save_weights(model, run.path / "model.safetensors")
-    write_text(run.path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    write_whole(run.path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     write_json(run.path / "metrics.json", metrics)
     write_json(run.path / "provenance.json", origin)
     write_json(run.path / "cohort.json", asdict(data.cohort))

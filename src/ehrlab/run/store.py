@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,12 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from ehrlab.core.errors import InputError
+from ehrlab.core.files import locked, write_whole
 from ehrlab.core.model import EstimatorPhase, Phase
 
-log = logging.getLogger("ehrlab")
 DONE = "DONE"
 
 
@@ -45,31 +41,7 @@ def differing_keys(old: Any, new: Any, path: str = "") -> list[str]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, indent=1, sort_keys=True))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write beside, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    beside.write_text(text)
-    os.replace(beside, path)
-
-
-@contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Hold a folder against other processes. The operating system lets go of it when its holder dies."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0.1)
-    except Timeout:
-        log.info("waiting: another process is at work in %s", folder)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+    write_whole(path, json.dumps(content, indent=1, sort_keys=True))
 
 
 def shared_phase_folder(results: Path, phase: Phase | EstimatorPhase, identity: Mapping[str, Any]) -> Path:
@@ -121,11 +93,11 @@ class RunFolder:
     @contextmanager
     def claim(self) -> Iterator[None]:
         """Hold the run against other processes; released by the operating system when the process dies."""
-        with exclusive(self.path):
+        with locked(self.path / ".lock", str(self.path)):
             self.check()
             if not (self.path / "identity.json").exists():
                 write_json(self.path / "identity.json", self.identity)
             yield
 
     def finish(self) -> None:
-        write_text(self.path / DONE, "")
+        write_whole(self.path / DONE, "")

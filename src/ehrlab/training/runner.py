@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import os
 import pickle
 import sys
 import time
@@ -26,13 +25,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ehrlab.core.errors import InputError
+from ehrlab.core.files import replacing, write_whole
 from ehrlab.core.model import EstimatorPhase, Model, Phase
 from ehrlab.data.prepare import ClinicalData
 from ehrlab.training.lit import LitPhase, derived_seed
 from ehrlab.training.recipe import Recipe
-
-# Adam with L2 decay drives rows of rare codes through the denormal range, where a CPU computes many times slower.
-torch.set_flush_denormal(True)
 
 # Lightning's start-up lines and its advice against what is meant: a resumed phase's folder is not empty, and batches
 # come from memory-mapped shards without worker processes.
@@ -70,9 +67,7 @@ class _BesideThenRename(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         content = io.BytesIO()
         torch.save(checkpoint, content)
-        beside = Path(f"{path}.tmp")
-        beside.write_bytes(content.getbuffer())
-        os.replace(beside, path)
+        write_whole(Path(path), content.getvalue())
 
 
 def is_rank_zero() -> bool:
@@ -99,11 +94,10 @@ def seed_model(seed: int) -> None:
 
 
 def save_weights(model: Model, path: Path) -> None:
-    """Write beside, then rename: a reader never sees half a file."""
-    beside = path.with_name(path.name + ".tmp")
     # Contiguous copies: safetensors refuses tensors that share storage (tied weights, RNN views).
-    save_file({name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}, beside)
-    os.replace(beside, path)
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
+    with replacing(path) as beside:
+        save_file(tensors, beside)
 
 
 def load_weights(model: Model, path: Path) -> None:
@@ -153,7 +147,7 @@ def run_phase(
     record["seconds"] = round(time.perf_counter() - started, 3)
     if is_rank_zero():
         save_weights(model, folder / WEIGHTS)
-        _write_text(folder / DONE, json.dumps(record, indent=1))
+        write_whole(folder / DONE, json.dumps(record, indent=1))
         for name in ("last.ckpt", "best.ckpt"):
             (folder / name).unlink(missing_ok=True)
     return record
@@ -202,7 +196,12 @@ def _run_lightning(
     )
     resumed_from = _checkpoint_epoch(last) if last.exists() else None
     lit = LitPhase(model, phase.name, data, recipe, seed, num_workers)
-    trainer.fit(lit, ckpt_path=last if resumed_from is not None else None, weights_only=True)
+    # Adam with L2 decay drives rows of rare codes through the denormal range, where a CPU computes many times slower.
+    torch.set_flush_denormal(True)
+    try:
+        trainer.fit(lit, ckpt_path=last if resumed_from is not None else None, weights_only=True)
+    finally:
+        torch.set_flush_denormal(False)  # it is the whole process's, numpy's too
     trainer.strategy.barrier()
     selected = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)
     # strict: a name that is missing here would leave that tensor at the last epoch's value
@@ -242,9 +241,3 @@ def _checkpoint_epoch(path: Path) -> int:
         f"checkpoint {path}: expected a checkpoint to resume from, found a damaged file ({found}). "
         "Delete it to train this phase again from its start."
     )
-
-
-def _write_text(path: Path, text: str) -> None:
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(text)
-    os.replace(beside, path)
