@@ -6,12 +6,15 @@ from typing import ClassVar
 
 import polars as pl
 
-from ehrlab.data.sources.mimic_common import Layout, Mimic
+from ehrlab.data.sources.mimic_common import ADMITTED, MEASURED, STAYED, Layout, Mimic
 from ehrlab.data.sources.raw import Event, Events, day_end
 from ehrlab.data.sources.source import EventTable
 
 OLDEST = 120
 """Years; an age above it at the first admission is the mark of a date of birth shifted by 300 years."""
+
+
+_CODED = {"subject_id": True, "hadm_id": True, "seq_num": True, "icd9_code": True}
 
 
 class Mimic3(Mimic):
@@ -20,64 +23,13 @@ class Mimic3(Mimic):
     name = "mimic3"
     layouts: ClassVar = {
         "patients": Layout(("patients",), {"subject_id": True, "gender": True, "dob": True, "dod": True}),
-        "admissions": Layout(
-            ("admissions",),
-            {
-                "subject_id": True,
-                "hadm_id": True,
-                "admittime": True,
-                "dischtime": True,
-                "deathtime": False,
-                "admission_type": True,
-                "discharge_location": True,
-                "hospital_expire_flag": False,
-                "ethnicity": True,
-                "race": False,
-            },
-        ),
-        "diagnoses": Layout(
-            ("diagnoses_icd",), {"subject_id": True, "hadm_id": True, "seq_num": True, "icd9_code": True}
-        ),
-        "procedures": Layout(
-            ("procedures_icd",), {"subject_id": True, "hadm_id": True, "seq_num": True, "icd9_code": True}
-        ),
+        "admissions": Layout(("admissions",), {**ADMITTED, "ethnicity": True, "race": False}),
+        "diagnoses": Layout(("diagnoses_icd",), _CODED),
+        "procedures": Layout(("procedures_icd",), _CODED),
         "drugs": Layout(("prescriptions",), {"subject_id": True, "hadm_id": True, "startdate": True, "drug": True}),
-        "labs": Layout(
-            ("labevents",),
-            {
-                "subject_id": True,
-                "hadm_id": True,
-                "itemid": True,
-                "charttime": True,
-                "value": True,
-                "valuenum": True,
-                "valueuom": True,
-            },
-        ),
-        "icu_stays": Layout(
-            ("icustays",),
-            {
-                "subject_id": True,
-                "hadm_id": True,
-                "intime": True,
-                "outtime": True,
-                "first_careunit": True,
-                "last_careunit": True,
-            },
-        ),
-        "vitals": Layout(
-            ("chartevents",),
-            {
-                "subject_id": True,
-                "hadm_id": True,
-                "itemid": True,
-                "charttime": True,
-                "value": True,
-                "valuenum": True,
-                "valueuom": True,
-                "error": False,
-            },
-        ),
+        "labs": Layout(("labevents",), MEASURED),
+        "icu_stays": Layout(("icustays",), STAYED),
+        "vitals": Layout(("chartevents",), {**MEASURED, "error": False}),
         "notes": Layout(
             ("noteevents",),
             {

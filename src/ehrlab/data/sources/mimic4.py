@@ -7,7 +7,7 @@ from typing import ClassVar
 import polars as pl
 
 from ehrlab.core.errors import InputError
-from ehrlab.data.sources.mimic_common import Layout, Mimic
+from ehrlab.data.sources.mimic_common import ADMITTED, MEASURED, STAYED, Layout, Mimic
 from ehrlab.data.sources.raw import Event, Events, Folder, RawTable
 from ehrlab.data.sources.source import EventTable
 
@@ -19,15 +19,6 @@ _NOTE_TYPES = {
     "AR": "RADIOLOGY ADDENDUM",
 }
 _NOTE_FILES = ("discharge", "radiology")
-_MEASURED = {
-    "subject_id": True,
-    "hadm_id": True,
-    "itemid": True,
-    "charttime": True,
-    "value": True,
-    "valuenum": True,
-    "valueuom": True,
-}
 _CODED = {"subject_id": True, "hadm_id": True, "seq_num": True, "icd_code": True, "icd_version": True}
 
 
@@ -48,18 +39,7 @@ class Mimic4(Mimic):
         ),
         "admissions": Layout(
             ("admissions",),
-            {
-                "subject_id": True,
-                "hadm_id": True,
-                "admittime": True,
-                "dischtime": True,
-                "deathtime": False,
-                "admission_type": True,
-                "discharge_location": True,
-                "hospital_expire_flag": False,
-                "race": False,  # v1 calls it ethnicity
-                "ethnicity": False,
-            },
+            {**ADMITTED, "race": False, "ethnicity": False},  # v1 calls it ethnicity
             "hosp",
         ),
         "diagnoses": Layout(("diagnoses_icd",), _CODED, "hosp"),
@@ -67,20 +47,9 @@ class Mimic4(Mimic):
         "drugs": Layout(
             ("prescriptions",), {"subject_id": True, "hadm_id": True, "starttime": True, "drug": True}, "hosp"
         ),
-        "labs": Layout(("labevents",), _MEASURED, "hosp"),
-        "icu_stays": Layout(
-            ("icustays",),
-            {
-                "subject_id": True,
-                "hadm_id": True,
-                "intime": True,
-                "outtime": True,
-                "first_careunit": True,
-                "last_careunit": True,
-            },
-            "icu",
-        ),
-        "vitals": Layout(("chartevents",), _MEASURED, "icu"),
+        "labs": Layout(("labevents",), MEASURED, "hosp"),
+        "icu_stays": Layout(("icustays",), STAYED, "icu"),
+        "vitals": Layout(("chartevents",), MEASURED, "icu"),
         "notes": Layout(_NOTE_FILES, _NOTE, "note"),
     }
 

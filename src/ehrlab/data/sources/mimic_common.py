@@ -44,6 +44,36 @@ class Layout:
     subfolder: str | None = None
 
 
+# What both releases keep, by the same names.
+ADMITTED = {
+    "subject_id": True,
+    "hadm_id": True,
+    "admittime": True,
+    "dischtime": True,
+    "deathtime": False,
+    "admission_type": True,
+    "discharge_location": True,
+    "hospital_expire_flag": False,
+}
+MEASURED = {
+    "subject_id": True,
+    "hadm_id": True,
+    "itemid": True,
+    "charttime": True,
+    "value": True,
+    "valuenum": True,
+    "valueuom": True,
+}
+STAYED = {
+    "subject_id": True,
+    "hadm_id": True,
+    "intime": True,
+    "outtime": True,
+    "first_careunit": True,
+    "last_careunit": True,
+}
+
+
 class Mimic(Source):
     """A MIMIC release; `tables` are some of OPTIONAL (patients and admissions are always read).
 
