@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
@@ -94,7 +94,6 @@ def assert_equal(batch: Batch, expected: dict[str, torch.Tensor]) -> None:
         torch.testing.assert_close(found[name], value, rtol=0, atol=0, msg=name)
 
 
-@settings(deadline=None)  # the first example opens the file
 @given(indices=st.lists(st.integers(0, NUM_SAMPLES - 1), min_size=1, max_size=20))
 def test_batch_equals_a_loop_over_patients_visits_and_codes(folder, dataset, indices):
     assert_equal(dataset[indices], naive(folder / "train.arrow", indices))
