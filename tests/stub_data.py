@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -28,6 +30,18 @@ class Patients(Dataset[Batch]):
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         return take(self.batch, indices)
+
+
+TRAINER = partial(
+    L.Trainer,
+    accelerator="cpu",
+    devices=1,
+    use_distributed_sampler=False,
+    num_sanity_val_steps=0,
+    enable_model_summary=False,
+    enable_progress_bar=False,
+    log_every_n_steps=1,
+)
 
 
 @dataclass(frozen=True)

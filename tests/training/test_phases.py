@@ -27,19 +27,9 @@ from ehrlab.training.predict import predict
 from ehrlab.training.recipe import Recipe
 from ehrlab.training.runner import run_phase
 from probes import same_tensors
-from stub_data import StubData, stub_data
+from stub_data import TRAINER, StubData, stub_data
 from tiny import build
 
-TRAINER = partial(
-    L.Trainer,
-    accelerator="cpu",
-    devices=1,
-    use_distributed_sampler=False,
-    num_sanity_val_steps=0,
-    enable_model_summary=False,
-    enable_progress_bar=False,
-    log_every_n_steps=1,
-)
 EPOCHS = 3
 
 

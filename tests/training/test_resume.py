@@ -24,19 +24,9 @@ from ehrlab.report.history import read_history
 from ehrlab.training.recipe import Recipe
 from ehrlab.training.runner import run_phase
 from probes import Stop, StopAfter, same_tensors
-from stub_data import StubData, stub_data
+from stub_data import TRAINER, StubData, stub_data
 from tiny import build
 
-TRAINER = partial(
-    L.Trainer,
-    accelerator="cpu",
-    devices=1,
-    use_distributed_sampler=False,
-    num_sanity_val_steps=0,
-    enable_model_summary=False,
-    enable_progress_bar=False,
-    log_every_n_steps=1,
-)
 # Labels are noise: the tuning loss soon rises, so that the learning rate falls and the patience ends the phase.
 RECIPE = Recipe(
     optimizer=partial(torch.optim.Adam, lr=0.03, weight_decay=1e-3),
