@@ -12,6 +12,9 @@ how often a patient is seen, so that the number of visits says little about the 
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -52,13 +55,17 @@ def stage_kernel(shape: Shape, family: int) -> Array:
     idle[EARLY, STABLE] = early * (1.0 - late)
     idle[EARLY, EARLY] = early * late
     kernel = np.empty((NUM_EVENTS, NUM_MODERATOR, NUM_STAGES, NUM_STAGES))
+    reversible = 1.0 - shape.order
     for moderator in range(NUM_MODERATOR):
         commit = shape.commit[moderator] * (1.0 if family else shape.without_family)
+        committed = commit * np.eye(NUM_STAGES)[EARLY] + (1.0 - commit) * np.eye(NUM_STAGES)[STABLE]
         a, b = idle.copy(), idle.copy()
         a[STABLE] = a[PRIMED] = np.eye(NUM_STAGES)[PRIMED]  # A on a primed patient renews the priming
         b[STABLE] = np.eye(NUM_STAGES)[REFRACTORY]
-        b[PRIMED] = 0.0
-        b[PRIMED, EARLY], b[PRIMED, STABLE] = commit, 1.0 - commit
+        b[PRIMED] = committed
+        # Without order, B first is to A what A first is to B: it primes, and B renews it.
+        a[REFRACTORY] = shape.order * idle[REFRACTORY] + reversible * committed
+        b[REFRACTORY] = shape.order * idle[REFRACTORY] + reversible * np.eye(NUM_STAGES)[REFRACTORY]
         kernel[:, moderator] = idle, a, b
     return kernel
 
@@ -129,3 +136,84 @@ def marginal(shape: Shape, risk: int, family: int, weeks: int) -> Array:
         probability = probability @ np.tensordot(event_probability(shape, entry=week == 0), moves, 1)
         out[week] = probability
     return out
+
+
+# ------------------------------------------------------------------------------------------------------- visit clock
+@dataclass(frozen=True, eq=False)
+class VisitClock:
+    """The law of weeks in which time passes at visits only (Shape.time < 1 mixes such weeks in).
+
+    Whether a patient comes does not depend on the state; events, moves and the diagnosis happen at a visit, which moves
+    the chain by as many weeks as visits lie apart on average. So gaps between visits carry no information.
+    """
+
+    visit: float  # P(visit) in a week
+    weeks: int  # by which a visit moves the chain
+    event: Array  # P(none), P(A), P(B) at a visit
+
+
+@functools.lru_cache(maxsize=64)
+def visit_clock(shape: Shape, frailty: int) -> VisitClock:
+    """As many visits and events as in the calendar's weeks: their mean over the record of a patient of middle risk."""
+    states = np.mean([marginal(shape, 1, family, shape.weeks) for family in range(NUM_FAMILY)], axis=(0, 1))
+    events = event_probability(shape)
+    visit = float(events @ visit_probability(shape, frailty) @ states)
+    at_visit = np.minimum(events[1:] * shape.event_visit / visit, 0.5)
+    return VisitClock(visit, max(round(1.0 / visit), 1), np.array([1.0 - at_visit.sum(), *at_visit]))
+
+
+def visit_clock_kernel(shape: Shape, risk: int, frailty: int, family: int) -> Array:
+    """P(new state | event at the visit, state) of the visit clock: [event, state, state]."""
+    moves = kernel(shape, risk, family)
+    waiting = np.linalg.matrix_power(moves[0], visit_clock(shape, frailty).weeks - 1)
+    return waiting @ moves
+
+
+def visit_clock_hazard(shape: Shape, risk: int, frailty: int) -> Array:
+    """P(first diagnosis at the visit | state after its move, not yet diagnosed): [state]."""
+    return 1.0 - (1.0 - diagnosis_hazard(shape, risk)) ** visit_clock(shape, frailty).weeks
+
+
+# ------------------------------------------------------------------------------------------------- a week as matrices
+@dataclass(frozen=True, eq=False)
+class Week:
+    """P(what happens, new state | state) of a patient who is alive and at home; death elsewhere comes on top.
+
+    quiet      no visit, and so no diagnosis: [state, state]
+    visit      visit with this event that does not make the first diagnosis: [event, state, state]
+    diagnosis  visit with this event that makes the first diagnosis: [event, state, state]; zero once diagnosed
+    blocked    of a patient in hospital, to whom nothing else happens: [state, state]
+    """
+
+    quiet: Array
+    visit: Array
+    diagnosis: Array
+    blocked: Array
+
+
+def week(
+    shape: Shape, risk: int, frailty: int, family: int, *, entry: bool = False, is_diagnosed: bool = False
+) -> Week:
+    """All that an exact filter needs to know of a week, with the knobs in it. `entry`: the first, a visit by rule."""
+    moves = kernel(shape, risk, family)
+    hazard = np.zeros(NUM_STATES) if is_diagnosed else diagnosis_hazard(shape, risk)
+    events = event_probability(shape, entry)[:, None, None]
+    visit = np.ones((NUM_EVENTS, NUM_STATES)) if entry else visit_probability(shape, frailty)
+    idle = np.tensordot(event_probability(shape), moves, 1)
+    calendar = Week(
+        quiet=(events * moves * ((1.0 - visit) * (1.0 - hazard))[:, None, :]).sum(0),
+        visit=events * moves * (visit * (1.0 - hazard))[:, None, :],
+        diagnosis=events * moves * hazard,
+        blocked=idle,
+    )
+    if entry or shape.time == 1.0:
+        return calendar
+    clock = visit_clock(shape, frailty)
+    hazard = np.zeros(NUM_STATES) if is_diagnosed else visit_clock_hazard(shape, risk, frailty)
+    arrives = clock.visit * clock.event[:, None, None] * visit_clock_kernel(shape, risk, frailty, family)
+    return Week(
+        quiet=shape.time * calendar.quiet + (1.0 - shape.time) * (1.0 - clock.visit) * np.eye(NUM_STATES),
+        visit=shape.time * calendar.visit + (1.0 - shape.time) * arrives * (1.0 - hazard),
+        diagnosis=shape.time * calendar.diagnosis + (1.0 - shape.time) * arrives * hazard,
+        blocked=shape.time * calendar.blocked + (1.0 - shape.time) * np.eye(NUM_STATES),
+    )

@@ -15,7 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ehrlab.simulation.network import CONDITIONS
-from ehrlab.simulation.spec import Disease, Spec
+from ehrlab.simulation.spec import ACUTE, Disease, Spec
 
 _FOLDER = "ICD_9_CM_v32_master_descriptions"
 
@@ -84,6 +84,7 @@ class Vocabulary:
     target: Span
     flags: tuple[Span, ...]  # in the order of spec.FLAGS
     network: tuple[Span, ...]  # in the order of network.CONDITIONS; empty where the disease's groups hold every code
+    acute: tuple[Span, ...]  # in the order of spec.ACUTE; empty likewise, and outside hospitals
     background: int  # index of the commonest background code; ranks follow to the end
 
 
@@ -103,6 +104,11 @@ def vocabulary(spec: Spec) -> Vocabulary:
         # A code of the disease's own groups comes from the chain alone: otherwise the chain's codes would not have the
         # probabilities that the exact filter gives them.
         network.append(span(tuple(c for c in condition.codes if c not in codes and not _excluded(disease, c))))
+    in_hospital = spec.shape.stay_days is not None
+    acute = [
+        span(tuple(c for c in condition.codes if in_hospital and c not in codes and not _excluded(disease, c)))
+        for condition in ACUTE
+    ]
     background = len(codes)
     taken = set(codes)
     common = [c for c in _COMMON if c not in taken and not _excluded(disease, c)]
@@ -112,7 +118,7 @@ def vocabulary(spec: Spec) -> Vocabulary:
     # Which of the rest is common is arbitrary: no public table gives the frequencies of 10,000 codes. A hash fixes it.
     rest.sort(key=lambda c: hashlib.blake2b(c.encode(), digest_size=8).digest())
     codes.extend([*common, *rest][: spec.shape.num_background])
-    return Vocabulary(tuple(codes), target, flags, tuple(network), background)
+    return Vocabulary(tuple(codes), target, flags, tuple(network), tuple(acute), background)
 
 
 def _excluded(disease: Disease, code: str) -> bool:

@@ -28,6 +28,9 @@ def _package_version() -> str:
         return "not installed"
 
 
+Value = str | int | float | bool
+"""A setting that the mark of a folder holds."""
+
 Column = pl.Series | NDArray[np.generic] | str | int | None
 """A column of a table; a single value stands in every row, None is an empty cell."""
 
@@ -44,7 +47,7 @@ class RawFolder:
     The mark comes first so that no table ever lies in a folder without it, even when writing is cut short.
     """
 
-    def __init__(self, root: Path, description: dict[str, str | int], *, compress: bool) -> None:
+    def __init__(self, root: Path, description: Mapping[str, Value], *, compress: bool) -> None:
         if root.exists() and (not root.is_dir() or any(root.iterdir())):
             raise InputError(
                 f"simulator: expected {root} to be new or empty, so that simulated and other tables cannot mix; "

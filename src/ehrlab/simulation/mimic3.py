@@ -7,6 +7,7 @@ independent of the latent chain given the codes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 from ehrlab.core.errors import InputError
 from ehrlab.simulation import codes
 from ehrlab.simulation.drugs import DRUGS
-from ehrlab.simulation.folder import RawFolder, frame
+from ehrlab.simulation.folder import RawFolder, Value, frame
+from ehrlab.simulation.knobs import Knobs, turn
 from ehrlab.simulation.population import Floats, Ints, Shard, check_size, simulate_spec
 from ehrlab.simulation.spec import population
 from ehrlab.simulation.streams import Stream, choose, stream
@@ -49,25 +51,38 @@ _WARDS = (50, 7, 33, 14, 23)
 
 
 def write_mimic3(
-    root: Path, preset: str, num_patients: int, seed: int, *, shape: str = "mimic", compress: bool = False
+    root: Path,
+    preset: str,
+    num_patients: int,
+    seed: int,
+    *,
+    shape: str = "mimic",
+    time: float = 1.0,
+    order: float = 1.0,
+    null: bool = False,
+    prevalence: float = 1.0,
+    compress: bool = False,
 ) -> None:
     """Writes PATIENTS, ADMISSIONS, ICUSTAYS, DIAGNOSES_ICD, PROCEDURES_ICD, PRESCRIPTIONS and the two ICD dictionaries.
 
-    preset   a task's name; shape "mimic" or "toy"; `compress` writes .csv.gz, several times slower than .csv
+    preset   a task's name; shape "mimic" or "toy"; time, order, null, prevalence: see knobs.Knobs
+    `compress` writes .csv.gz, several times slower than .csv
     Raises InputError for unknown names, impossible sizes and a folder that is not empty.
     """
     check_size(num_patients, seed)
-    spec = population(preset, shape)
+    knobs = Knobs(time, order, null, prevalence)
+    spec = turn(population(preset, shape), knobs)
     if spec.shape.stay_days is None:
         raise InputError(
             f"simulator: MIMIC-III tables need shape 'mimic' or 'toy' (hospital stays), found '{shape}'; change it"
         )
-    description: dict[str, str | int] = {
+    description: dict[str, Value] = {
         "layout": "mimic3",
         "preset": preset,
         "shape": shape,
         "num_patients": num_patients,
         "seed": seed,
+        **asdict(knobs),
     }
     with RawFolder(root, description, compress=compress) as folder:
         num_rows: dict[str, int] = {}

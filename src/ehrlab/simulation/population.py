@@ -22,7 +22,7 @@ from ehrlab.simulation import chain
 from ehrlab.simulation import drugs as formulary
 from ehrlab.simulation.codes import Vocabulary, vocabulary
 from ehrlab.simulation.network import CONDITIONS, onset_days
-from ehrlab.simulation.spec import BLOCK_SIZE, FLAGS, RACES, Shape, Spec, population
+from ehrlab.simulation.spec import ACUTE, BLOCK_SIZE, FLAGS, RACES, Shape, Spec, population
 from ehrlab.simulation.streams import Stream, choose, standard_normal, stream
 
 Ints = NDArray[np.integer]
@@ -77,6 +77,8 @@ class Latent:
     events: NDArray[np.int8]  # [patient, week]
     diagnosis_week: Ints  # number of weeks when never diagnosed
     death_day: Floats  # inf when alive at the end
+    onset_day: Floats  # [patient, condition] of network.CONDITIONS, relative to entry
+    acute: Bools  # [visit, acute condition] of spec.ACUTE; all False where visits are no hospital stays
 
 
 @dataclass(frozen=True)
@@ -125,10 +127,10 @@ def simulate_spec(spec: Spec, num_patients: int, seed: int) -> Iterator[Shard]:
 def simulate_block(spec: Spec, seed: int, block: int) -> Shard:
     """The BLOCK_SIZE patients of one block; independent of every other block, so blocks may run in any process."""
     patients = _draw_patients(spec, seed, block)
-    latent, visits, diagnosed = _run_chain(spec, patients, seed, block)
     draws = stream(spec.disease.name, seed, block, Stream.NETWORK).random((BLOCK_SIZE, len(CONDITIONS)))
     onset = onset_days(draws, patients.age, patients.is_female)
-    codes = _draw_codes(spec, patients, visits, diagnosed, onset, seed, block)
+    latent, visits, diagnosed = _run_chain(spec, patients, onset, seed, block)
+    codes = _draw_codes(spec, patients, visits, diagnosed, latent, seed, block)
     drugs, procedures = _draw_orders(spec, visits, diagnosed, onset, seed, block)
     return Shard(spec, seed, block, block * BLOCK_SIZE, patients, visits, codes, drugs, procedures, latent)
 
@@ -158,10 +160,10 @@ def _draw_patients(spec: Spec, seed: int, block: int) -> Patients:
 class _Tables:
     """The matrices of `chain`, laid out for one gather per patient and week."""
 
-    stay: Floats  # [risk * family * event * state] P(state does not change)
-    move: Floats  # [risk * family * event * state, state] cumulative P(new state | it changes)
+    stay: Floats  # [risk * family * event * state] P(state does not change); then those of the visit clock, then 1
+    move: Floats  # the same rows, [row, state] cumulative P(new state | it changes)
     start: Floats  # [risk, state] cumulative
-    hazard: Floats  # [risk * state]
+    hazard: Floats  # [risk * state]; then those of the visit clock, [frailty * risk * state]
     visit: Floats  # [frailty * event * state]
     death: Floats  # [diagnosed * risk * state]
 
@@ -171,6 +173,16 @@ def _tables(shape: Shape) -> _Tables:
     risks, families = range(chain.NUM_RISK), range(chain.NUM_FAMILY)
     kernels = np.stack([[chain.kernel(shape, risk, family) for family in families] for risk in risks])
     kernels = kernels.reshape(-1, chain.NUM_STATES)
+    hazard = [chain.diagnosis_hazard(shape, risk) for risk in risks]
+    if shape.time < 1.0:
+        frailties = range(len(shape.frailty))
+        at_visits = [
+            chain.visit_clock_kernel(shape, risk, u, family) for risk in risks for family in families for u in frailties
+        ]
+        kernels = np.concatenate(
+            [kernels, *(np.stack(at_visits).reshape(-1, chain.NUM_STATES), np.eye(chain.NUM_STATES))]
+        )
+        hazard += [chain.visit_clock_hazard(shape, risk, u) for u in frailties for risk in risks]
     diagonal = np.arange(len(kernels)) % chain.NUM_STATES
     rows = np.arange(len(kernels))
     stay = kernels[rows, diagonal]
@@ -180,7 +192,7 @@ def _tables(shape: Shape) -> _Tables:
         stay=stay,
         move=_cumulative(leave),
         start=_cumulative(np.stack([chain.start(shape, risk) for risk in risks])),
-        hazard=np.concatenate([chain.diagnosis_hazard(shape, risk) for risk in risks]),
+        hazard=np.concatenate(hazard),
         visit=np.concatenate([chain.visit_probability(shape, f).ravel() for f in range(len(shape.frailty))]),
         death=np.concatenate(
             [chain.visit_death_probability(shape, risk, diagnosed) for diagnosed in (False, True) for risk in risks]
@@ -198,7 +210,46 @@ def _cumulative(rows: Floats) -> Floats:
     return cumulative[:, :-1]
 
 
-def _run_chain(spec: Spec, patients: Patients, seed: int, block: int) -> tuple[Latent, Visits, Bools]:
+class _VisitClock:
+    """Which weeks of which patients follow the visit clock (chain.VisitClock), and what happens in them."""
+
+    def __init__(self, spec: Spec, patients: Patients, tables: _Tables, seed: int, block: int) -> None:
+        shape = spec.shape
+        frailties = len(shape.frailty)
+        clocks = [chain.visit_clock(shape, frailty) for frailty in range(frailties)]
+        draws = stream(spec.disease.name, seed, block, Stream.CLOCK).random((shape.weeks, BLOCK_SIZE), np.float32)
+        self.ticks = draws >= shape.time
+        self.came = np.zeros(BLOCK_SIZE, bool)
+        self._tables = tables
+        self._visit = np.array([clock.visit for clock in clocks])[patients.frailty]
+        self._event = np.array([clock.event for clock in clocks])[patients.frailty]
+        of_kernel = (patients.risk_class * chain.NUM_FAMILY + patients.family_history) * frailties + patients.frailty
+        calendar_rows = chain.NUM_RISK * chain.NUM_FAMILY * chain.NUM_EVENTS * chain.NUM_STATES
+        self._rows = calendar_rows + of_kernel * chain.NUM_EVENTS * chain.NUM_STATES
+        self._no_move = calendar_rows * (1 + frailties)
+        of_hazard = 1 + patients.frailty
+        self._hazards = (of_hazard * chain.NUM_RISK + patients.risk_class) * chain.NUM_STATES
+
+    def arrive(
+        self, week: int, visit: Floats, which: Floats, free: Bools, state: Ints, event: Ints, row: Ints
+    ) -> tuple[Ints, Ints]:
+        """Event, and row of the kernel's table, with the visit clock's in its weeks."""
+        ticks = self.ticks[week]
+        self.came = ticks & free & (visit < self._visit)
+        a, b = self._event[:, 1], self._event[:, 2]
+        at_visit = (which < a + b).astype(np.int64) + (which < b)
+        event = np.where(ticks, at_visit * self.came, event)
+        moved = np.where(self.came, self._rows + event * chain.NUM_STATES + state, self._no_move + state)
+        return event, np.where(ticks, moved, row)
+
+    def at_visit(self, week: int, state: Ints, hazard: Floats, chance: Floats) -> tuple[Floats, Floats]:
+        """P(diagnosis) and P(visit) given the new state, with the visit clock's in its weeks."""
+        ticks = self.ticks[week]
+        diagnosed = np.where(self.came, self._tables.hazard[self._hazards + state], 0.0)
+        return np.where(ticks, diagnosed, hazard), np.where(ticks, self.came.astype(np.float64), chance)
+
+
+def _run_chain(spec: Spec, patients: Patients, onset: Floats, seed: int, block: int) -> tuple[Latent, Visits, Bools]:
     """States, visits and, per visit, whether the target had been diagnosed before it or is at it."""
     shape, n, num_states = spec.shape, BLOCK_SIZE, chain.NUM_STATES
     weeks = shape.weeks
@@ -212,6 +263,7 @@ def _run_chain(spec: Spec, patients: Patients, seed: int, block: int) -> tuple[L
     visit_base = patients.frailty * chain.NUM_EVENTS * num_states
     hazard_base = patients.risk_class * num_states
     death_elsewhere = shape.death_elsewhere * np.array(shape.risk_death)[patients.risk_class]
+    clock = _VisitClock(spec, patients, tables, seed, block) if shape.time < 1.0 else None
     states, events = np.empty((weeks, n), np.int8), np.empty((weeks, n), np.int8)
     is_visit = np.zeros((weeks, n), bool)
     diagnosis_week = np.full(n, weeks)
@@ -223,15 +275,20 @@ def _run_chain(spec: Spec, patients: Patients, seed: int, block: int) -> tuple[L
         _, a, b = chain.event_probability(shape, entry=week == 0)
         event = (u[0] < a + b).astype(np.int64) + (u[0] < b)
         row = kernel_base + event * num_states + state
+        free = alive & (in_hospital_until < week)
+        if clock is not None and week > 0:
+            event, row = clock.arrive(week, u[3], u[0], free, state, event, row)
         stay = tables.stay[row]
         movers = np.flatnonzero(u[1] >= stay)
         rescaled = (u[1, movers] - stay[movers]) / (1.0 - stay[movers])
         state[movers] = (rescaled[:, None] >= tables.move[row[movers]]).sum(1)
 
-        free = alive & (in_hospital_until < week)
-        diagnosed_now = (u[2] < tables.hazard[hazard_base + state]) & free & (diagnosis_week == weeks)
+        hazard, chance = tables.hazard[hazard_base + state], tables.visit[visit_base + event * num_states + state]
+        if clock is not None and week > 0:
+            hazard, chance = clock.at_visit(week, state, hazard, chance)
+        diagnosed_now = (u[2] < hazard) & free & (diagnosis_week == weeks)
         diagnosis_week[diagnosed_now] = week
-        visit = (u[3] < tables.visit[visit_base + event * num_states + state]) & free | diagnosed_now
+        visit = (u[3] < chance) & free | diagnosed_now
         if week == 0:
             visit[:] = True
 
@@ -260,13 +317,22 @@ def _run_chain(spec: Spec, patients: Patients, seed: int, block: int) -> tuple[L
         is_first_diagnosis=week_of == diagnosis_week[patient],
         is_fatal=week_of == fatal_week[patient],
     )
-    latent = Latent(np.ascontiguousarray(states.T), np.ascontiguousarray(events.T), diagnosis_week, death_day)
+    acute = np.zeros((len(patient), len(ACUTE)), bool)
+    if shape.stay_days is not None:
+        draws = stream(spec.disease.name, seed, block, Stream.ACUTE).random(acute.shape)
+        acute = draws < np.array([condition.probability for condition in ACUTE])
+    latent = Latent(
+        np.ascontiguousarray(states.T), np.ascontiguousarray(events.T), diagnosis_week, death_day, onset, acute
+    )
     return latent, visits, week_of >= diagnosis_week[patient]
 
 
 def _stay(shape: Shape, week: Ints | int, length: Floats, moment: Floats) -> tuple[Floats, Floats]:
-    """Start and end day of visits in `week`. Without hospital stays (`stay_days` None) a visit ends within its day."""
-    moment = moment.astype(np.float64)
+    """Start and end day of visits in `week`. Without hospital stays (`stay_days` None) a visit ends within its day.
+
+    The record begins with the entry visit, so week 0 does.
+    """
+    moment = np.where(np.asarray(week) > 0, moment.astype(np.float64), 0.0)
     start = np.asarray(week) * 7 + 7.0 * moment
     if shape.stay_days is None:
         day = np.floor(start)
@@ -290,9 +356,9 @@ def _background(num_codes: int, zipf: tuple[float, float], mean_slots: float) ->
 
 
 def _draw_codes(
-    spec: Spec, patients: Patients, visits: Visits, diagnosed: Bools, onset: Floats, seed: int, block: int
+    spec: Spec, patients: Patients, visits: Visits, diagnosed: Bools, latent: Latent, seed: int, block: int
 ) -> Orders:
-    """Diagnosis codes: target, flags, chronic conditions, then habit and Zipf background; never an empty visit."""
+    """Diagnosis codes: target, flags, chronic and acute conditions, then habit and Zipf background; never none."""
     shape, words = spec.shape, vocabulary(spec)
     rng = stream(spec.disease.name, seed, block, Stream.CODES)
     num_visits = len(visits.patient)
@@ -308,12 +374,20 @@ def _draw_codes(
     for flag, span in enumerate(words.flags):
         hit = np.flatnonzero(visits.flags[:, flag])
         emit(hit, span.draw(rng.random(len(hit))))
-    present = onset[visits.patient] <= visits.start_day[:, None]
+    present = latent.onset_day[visits.patient] <= visits.start_day[:, None]
     coded = present & (rng.random(present.shape, np.float32) < shape.network_code)
     for condition, span in enumerate(words.network):
         if span.size:
             hit = np.flatnonzero(coded[:, condition])
             emit(hit, span.draw(rng.random(len(hit))))
+
+    if shape.stay_days is not None:
+        draws = rng.random(latent.acute.shape)
+        coded = draws < np.where(latent.acute, shape.acute_code[1], shape.acute_code[0])
+        for condition, span in enumerate(words.acute):
+            if span.size:
+                hit = np.flatnonzero(coded[:, condition])
+                emit(hit, span.draw(rng.random(len(hit))))
 
     num_background = len(words.codes) - words.background
     ranks, slots = _background(num_background, shape.zipf, shape.background_mean)
@@ -393,5 +467,5 @@ def _first(shard: Shard, num_patients: int) -> Shard:
         Patients(**cut(shard.patients, num_patients)),
         Visits(**cut(shard.visits, num_visits)),
         orders(shard.codes), orders(shard.drugs), orders(shard.procedures),
-        Latent(**cut(shard.latent, num_patients)),
+        Latent(**{**cut(shard.latent, num_patients), "acute": shard.latent.acute[:num_visits]}),
     )  # fmt: skip

@@ -31,6 +31,18 @@ SHAPES = ("mimic", "trinetx", "toy")
 
 
 @dataclass(frozen=True)
+class Acute:
+    """A condition of one hospital stay; present or not independently of all else."""
+
+    name: str
+    codes: tuple[str, ...]  # the commonest first
+    probability: float
+
+
+ACUTE = (Acute("kidney_injury", ("584.9", "584.5"), 0.20), Acute("urinary_infection", ("599.0",), 0.14))
+
+
+@dataclass(frozen=True)
 class Disease:
     """The codes (ICD-9-CM, dotted) in which one target disease shows itself; within a group the commonest first."""
 
@@ -86,6 +98,7 @@ class Shape:
     moderator_code: tuple[float, float] = (0.06, 0.75)  # without, with the moderator disease
     target_again: float = 0.6  # P(target coded at a visit after the diagnosis)
     network_code: float = 0.12  # P(a chronic condition that is present is coded)
+    acute_code: tuple[float, float] = (0.01, 0.85)  # P(acute condition coded) at a stay without, with it
     background_mean: float = 16.3  # slots per visit; repeated codes merge, so fewer distinct ones appear
     num_background: int = 5_000  # codes
     zipf: tuple[float, float] = (1.0, 18.0)  # exponent, offset of the rank
@@ -106,6 +119,9 @@ class Shape:
     diagnosed_death: float = 1.5  # x after the diagnosis
     risk_death: tuple[float, float, float] = (0.7, 1.0, 1.5)
     death_elsewhere: float = 0.0003  # per week, x risk_death
+    # knobs (class Knobs)
+    time: float = 1.0
+    order: float = 1.0
 
 
 @dataclass(frozen=True)

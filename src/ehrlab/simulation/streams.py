@@ -21,10 +21,19 @@ class Stream(IntEnum):
     NETWORK = 2
     CODES = 3
     ORDERS = 4
+    LABS = 5
+    NOTES = 6
+    ACUTE = 7
+    ICU = 8
+    NOTE_TEXT = 9
+    CLOCK = 10
     MIMIC_PATIENT = 16
     MIMIC_ADMISSION = 17
+    MIMIC4_PATIENT = 18
+    MIMIC4_ADMISSION = 19
     TRINETX_PATIENT = 32
     TRINETX_ENCOUNTER = 33
+    TRINETX_LAB = 34
 
 
 def stream(disease: str, seed: int, block: int, purpose: Stream) -> np.random.Generator:

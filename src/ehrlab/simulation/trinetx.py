@@ -6,6 +6,7 @@ the latent chain. The one exception is a fatal encounter, which is always inpati
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 
 from ehrlab.core.errors import InputError
 from ehrlab.simulation.drugs import DRUGS
-from ehrlab.simulation.folder import Column, RawFolder, frame
+from ehrlab.simulation.folder import Column, RawFolder, Value, frame
+from ehrlab.simulation.knobs import Knobs, turn
 from ehrlab.simulation.population import Floats, Ints, Shard, check_size, simulate_spec
 from ehrlab.simulation.spec import RACES, population
 from ehrlab.simulation.streams import Stream, choose, stream
@@ -41,25 +43,38 @@ _SOURCE = "SIM"
 
 
 def write_trinetx(
-    root: Path, preset: str, num_patients: int, seed: int, *, shape: str = "trinetx", compress: bool = False
+    root: Path,
+    preset: str,
+    num_patients: int,
+    seed: int,
+    *,
+    shape: str = "trinetx",
+    time: float = 1.0,
+    order: float = 1.0,
+    null: bool = False,
+    prevalence: float = 1.0,
+    compress: bool = False,
 ) -> None:
     """Writes patient, encounter, diagnosis, procedure and medication_ingredient.
 
-    preset   a task's name; `compress` writes .csv.gz, several times slower than .csv
+    preset   a task's name; time, order, null, prevalence: see knobs.Knobs
+    `compress` writes .csv.gz, several times slower than .csv
     Raises InputError for unknown names, impossible sizes and a folder that is not empty.
     """
     check_size(num_patients, seed)
-    spec = population(preset, shape)
+    knobs = Knobs(time, order, null, prevalence)
+    spec = turn(population(preset, shape), knobs)
     if spec.shape.stay_days is not None:
         raise InputError(
             f"simulator: a TriNetX export needs the outpatient shape 'trinetx', found '{shape}'; change it"
         )
-    description: dict[str, str | int] = {
+    description: dict[str, Value] = {
         "layout": "trinetx",
         "preset": preset,
         "shape": shape,
         "num_patients": num_patients,
         "seed": seed,
+        **asdict(knobs),
     }
     with RawFolder(root, description, compress=compress) as folder:
         for shard in simulate_spec(spec, num_patients, seed):
