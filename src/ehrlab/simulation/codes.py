@@ -68,6 +68,11 @@ class Span:
     start: int
     size: int
 
+    def share(self, index: int) -> float:
+        """P(this code of the vocabulary | one of the run is drawn)."""
+        weights = 1.0 / np.arange(1, self.size + 1)
+        return float(weights[index - self.start] / weights.sum())
+
     def draw(self, uniform: NDArray[np.float64]) -> NDArray[np.int64]:
         cumulative = np.cumsum(1.0 / np.arange(1, self.size + 1))
         return self.start + np.searchsorted(cumulative[:-1] / cumulative[-1], uniform, side="right")

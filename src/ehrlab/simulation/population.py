@@ -31,7 +31,6 @@ Bools = NDArray[np.bool_]
 
 NEVER = np.inf
 _OWN_CODES = 14  # habitual background codes of a patient
-_TREATED_AFTER_DAYS = 28.0
 _SLOT_SHAPE = 4  # of the negative binomial number of background slots
 
 
@@ -421,10 +420,10 @@ def _draw_orders(
         visit_parts.append(np.flatnonzero(hit))
         drug_parts.append(np.full(len(visit_parts[-1]), formulary.INDEX[drug]))
 
-    treated = onset[visits.patient] + _TREATED_AFTER_DAYS <= visits.start_day[:, None]
+    present = onset[visits.patient] <= visits.start_day[:, None]
     for i, condition in enumerate(CONDITIONS):
         if condition.drug:
-            give(condition.drug, treated[:, i] & (rng.random(num_visits) < spec.shape.condition_drug))
+            give(condition.drug, present[:, i] & (rng.random(num_visits) < spec.shape.condition_drug))
     for drug in spec.disease.drugs:
         give(drug, diagnosed & ~visits.is_first_diagnosis & (rng.random(num_visits) < spec.shape.target_drug))
     for drug, probability in spec.shape.common_drugs:

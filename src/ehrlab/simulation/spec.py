@@ -104,7 +104,7 @@ class Shape:
     zipf: tuple[float, float] = (1.0, 18.0)  # exponent, offset of the rank
     habit: float = 0.62  # P(a slot repeats one of the patient's own codes)
     # orders, given a visit
-    condition_drug: float = 0.35  # P(drug of a chronic condition), from four weeks after its onset
+    condition_drug: float = 0.35  # P(drug of a chronic condition that is present)
     target_drug: float = 0.5  # P(each drug of the target), after the visit that diagnoses it
     flag_procedure: float = 0.3  # P(each procedure of a flag | the flag is coded)
     common_drugs: tuple[tuple[str, float], ...] = (
@@ -185,7 +185,7 @@ MIMIC = Shape(
     races=(0.74, 0.13, 0.04, 0.06, 0.03),
 )
 # Patients who come less often and die more: of those with two admissions, 37 % die in the last (Table 1's MIMIC column,
-# if it is RETAIN's cohort: docs/tasks.md), and 4 % of the survived admissions are followed by another (MEDHMP, Table 8).
+# if it is RETAIN's cohort: docs/tasks.md); 4 % of the survived admissions are followed by another (MEDHMP, Table 8).
 MIMIC_OUTCOMES = replace(
     MIMIC,
     rate_a=0.00045,
