@@ -10,8 +10,12 @@ import polars as pl
 import pytest
 
 from ehrlab.core.errors import InputError
-from ehrlab.simulation import codes, write_mimic3
+from ehrlab.data.sources import open_mimic
+from ehrlab.simulation import codes, icu, labs, write_mimic3
+from ehrlab.simulation.care import WORST
+from ehrlab.simulation.population import simulate
 from ehrlab.simulation.spec import BLOCK_SIZE
+from raw_tables import events_of
 
 # The columns of the release v1.4, in its order.
 COLUMNS = {
@@ -28,6 +32,21 @@ COLUMNS = {
     "ROUTE",
     "D_ICD_DIAGNOSES": "ROW_ID ICD9_CODE SHORT_TITLE LONG_TITLE",
     "D_ICD_PROCEDURES": "ROW_ID ICD9_CODE SHORT_TITLE LONG_TITLE",
+}
+ADDED = {
+    "D_LABITEMS": "ROW_ID ITEMID LABEL FLUID CATEGORY LOINC_CODE",
+    "LABEVENTS": "ROW_ID SUBJECT_ID HADM_ID ITEMID CHARTTIME VALUE VALUENUM VALUEUOM FLAG",
+    "D_ITEMS": "ROW_ID ITEMID LABEL ABBREVIATION DBSOURCE LINKSTO CATEGORY UNITNAME PARAM_TYPE CONCEPTID",
+    "CHARTEVENTS": "ROW_ID SUBJECT_ID HADM_ID ICUSTAY_ID ITEMID CHARTTIME STORETIME CGID VALUE VALUENUM VALUEUOM "
+    "WARNING ERROR RESULTSTATUS STOPPED",
+    "INPUTEVENTS_MV": "ROW_ID SUBJECT_ID HADM_ID ICUSTAY_ID STARTTIME ENDTIME ITEMID AMOUNT AMOUNTUOM RATE RATEUOM "
+    "STORETIME CGID ORDERID LINKORDERID ORDERCATEGORYNAME SECONDARYORDERCATEGORYNAME ORDERCOMPONENTTYPEDESCRIPTION "
+    "ORDERCATEGORYDESCRIPTION PATIENTWEIGHT TOTALAMOUNT TOTALAMOUNTUOM ISOPENBAG CONTINUEINNEXTDEPT CANCELREASON "
+    "STATUSDESCRIPTION COMMENTS_EDITEDBY COMMENTS_CANCELEDBY COMMENTS_DATE ORIGINALAMOUNT ORIGINALRATE",
+    "PROCEDUREEVENTS_MV": "ROW_ID SUBJECT_ID HADM_ID ICUSTAY_ID STARTTIME ENDTIME ITEMID VALUE VALUEUOM LOCATION "
+    "LOCATIONCATEGORY STORETIME CGID ORDERID LINKORDERID ORDERCATEGORYNAME SECONDARYORDERCATEGORYNAME "
+    "ORDERCATEGORYDESCRIPTION ISOPENBAG CONTINUEINNEXTDEPT CANCELREASON STATUSDESCRIPTION COMMENTS_EDITEDBY "
+    "COMMENTS_CANCELEDBY COMMENTS_DATE",
 }
 NUM_PATIENTS = BLOCK_SIZE + 300  # two shards, the second cut
 TIME = "%Y-%m-%d %H:%M:%S"
@@ -164,4 +183,120 @@ def test_a_folder_with_other_tables_is_refused(tmp_path: Path) -> None:
 def test_outpatient_care_has_no_mimic_tables(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="found 'trinetx'"):
         write_mimic3(tmp_path, "kidney", 3, seed=0, shape="trinetx")
+    assert not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------------------------------- labs and charts
+NUM_MEASURED = 150
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("raw") / "measured"
+    write_mimic3(path, "heart_failure", NUM_MEASURED, seed=7, modalities=("charts", "labs"))
+    return path
+
+
+def test_modalities_add_tables_with_the_columns_of_the_release(measured: Path) -> None:
+    found = {path.stem: path.open().readline().strip() for path in measured.glob("*.csv")}
+    columns = COLUMNS | ADDED
+    assert found == {table: ",".join(f'"{name}"' for name in names.split()) for table, names in columns.items()}
+    assert json.loads((measured / "SIMULATED.json").read_text())["modalities"] == "codes labs charts"
+
+
+def test_modalities_leave_the_other_tables_as_they_are(measured: Path, root: Path) -> None:
+    for table in COLUMNS.keys() - {"ADMISSIONS"}:
+        assert (root / f"{table}.csv").read_bytes().startswith((measured / f"{table}.csv").read_bytes())
+    plain, with_charts = (read(path, "ADMISSIONS") for path in (root, measured))
+    kept = with_charts.drop("HAS_CHARTEVENTS_DATA")
+    assert kept.equals(plain.drop("HAS_CHARTEVENTS_DATA").head(len(kept)))
+    assert set(plain["HAS_CHARTEVENTS_DATA"]) == {"0"}
+    has_stay = with_charts["HADM_ID"].is_in(read(measured, "ICUSTAYS")["HADM_ID"].implode())
+    assert (with_charts["HAS_CHARTEVENTS_DATA"] == "1").equals(has_stay)
+
+
+@pytest.mark.parametrize(
+    ("table", "dictionary", "linked"),
+    [
+        ("LABEVENTS", "D_LABITEMS", None),
+        ("CHARTEVENTS", "D_ITEMS", "chartevents"),
+        ("INPUTEVENTS_MV", "D_ITEMS", "inputevents_mv"),
+        ("PROCEDUREEVENTS_MV", "D_ITEMS", "procedureevents_mv"),
+    ],
+)
+def test_events_name_items_and_stays_that_exist(
+    measured: Path, table: str, dictionary: str, linked: str | None
+) -> None:
+    events, items = read(measured, table), read(measured, dictionary)
+    assert items["ITEMID"].n_unique() == len(items)
+    if linked:
+        items = items.filter(pl.col("LINKSTO") == linked)
+    assert set(events["ITEMID"]) <= set(items["ITEMID"])
+    keys = ["SUBJECT_ID", "HADM_ID"] + (["ICUSTAY_ID"] if linked else [])
+    place = read(measured, "ICUSTAYS" if linked else "ADMISSIONS")
+    begin, end = ("INTIME", "OUTTIME") if linked else ("ADMITTIME", "DISCHTIME")
+    joined = events.join(place, on=keys)
+    assert len(joined) == len(events) > 0
+    time = "CHARTTIME" if "CHARTTIME" in events.columns else "STARTTIME"
+    assert (joined[begin] <= joined[time]).all()
+    assert (joined[time] <= joined[end]).all()
+    assert events["ROW_ID"].cast(pl.Int64).to_list() == list(range(1, len(events) + 1))
+
+
+def test_labs_are_written_with_their_unit_and_flagged_beyond_their_range(measured: Path) -> None:
+    rows = read(measured, "LABEVENTS").with_columns(pl.col("VALUENUM").cast(pl.Float64))
+    assert rows["VALUE"].cast(pl.Float64).equals(rows["VALUENUM"], null_equal=False)
+    sodium = rows.filter(pl.col("ITEMID") == "50983")
+    assert set(sodium["VALUEUOM"]) == {"mEq/L"}
+    assert sodium["VALUE"].str.contains(r"^1\d\d$").all()
+    assert (sodium["FLAG"].fill_null("") == "abnormal").equals(~sodium["VALUENUM"].is_between(133, 145))
+
+
+def test_ventilation_and_vasopressors_begin_at_the_onsets(measured: Path) -> None:
+    shard = next(simulate("heart_failure", "mimic", NUM_MEASURED, seed=7))
+    stays = icu.draw_stays(shard)
+    course = icu.draw_course(shard, stays)
+    into = read(measured, "ICUSTAYS").select("ICUSTAY_ID", "INTIME")
+    for table, chain in (("PROCEDUREEVENTS_MV", 0), ("INPUTEVENTS_MV", 1)):
+        first = read(measured, table).group_by("ICUSTAY_ID", maintain_order=True).agg(pl.col("STARTTIME").min())
+        hours = into.join(first, on="ICUSTAY_ID", how="left", maintain_order="left")
+        hours = (hours["STARTTIME"] - hours["INTIME"]).dt.total_minutes() // 60
+        onset = pl.Series(icu.onset_hour(course, chain))
+        assert hours.is_null().equals(onset == pl.Series(stays.num_hours))
+        assert (hours == onset).drop_nulls().all()
+    peep = read(measured, "CHARTEVENTS").filter(pl.col("ITEMID") == "220339")
+    assert len(peep) == (course.states[:, 0] == WORST).sum()
+
+
+def test_the_readers_take_labs_and_vitals_as_they_take_real_ones(measured: Path) -> None:
+    events = events_of(open_mimic(measured, ["diagnoses", "labs", "vitals", "icu_stays"]))
+    for prefix, table in (("LAB//", "LABEVENTS"), ("VITAL//", "CHARTEVENTS")):
+        found, raw = events.filter(pl.col("code").str.starts_with(prefix)), read(measured, table)
+        assert len(found) == len(raw)
+        assert found["visit_id"].null_count() == found["numeric_value"].null_count() == 0
+        expected = (prefix + raw["ITEMID"] + "//" + raw["VALUEUOM"].fill_null("UNK")).value_counts(sort=True)
+        assert dict(expected.iter_rows()) == dict(found["code"].value_counts().iter_rows())
+    assert "LAB//51237//UNK" in events["code"]  # no unit, as in the release
+    names = open_mimic(measured, ["labs", "vitals"]).code_metadata()
+    assert {"LAB//50912", "VITAL//220045"} <= set(names["code"])
+
+
+def test_measured_tables_of_fewer_patients_are_the_first_of_more(measured: Path, tmp_path: Path) -> None:
+    write_mimic3(tmp_path / "few", "heart_failure", 40, seed=7, modalities=("labs", "charts"))
+    for table in ADDED:
+        few, many = ((path / f"{table}.csv").read_bytes() for path in (tmp_path / "few", measured))
+        assert many.startswith(few)
+
+
+def test_labs_alone_bring_no_charts(tmp_path: Path) -> None:
+    write_mimic3(tmp_path / "labs", "kidney", 4, seed=0, modalities=["labs"])
+    assert {path.stem for path in (tmp_path / "labs").glob("*.csv")} == {*COLUMNS, "D_LABITEMS", "LABEVENTS"}
+    assert set(read(tmp_path / "labs", "ADMISSIONS")["HAS_CHARTEVENTS_DATA"]) == {"0"}
+    shard = next(simulate("kidney", "mimic", 4, seed=0))
+    assert len(read(tmp_path / "labs", "LABEVENTS")) == len(labs.series(shard, labs.draw(shard)).visit)
+
+
+def test_an_unknown_modality_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="unknown modality 'images' for this layout: expected some of codes, labs"):
+        write_mimic3(tmp_path, "kidney", 3, seed=0, modalities=("codes", "images"))
     assert not list(tmp_path.iterdir())

@@ -9,8 +9,11 @@ import polars as pl
 import pytest
 
 from ehrlab.core.errors import InputError
+from ehrlab.data.sources import open_trinetx
 from ehrlab.simulation import write_trinetx
+from ehrlab.simulation.analytes import CLINIC, LABS
 from ehrlab.simulation.spec import BLOCK_SIZE
+from raw_tables import events_of
 
 COLUMNS = {
     "patient": "patient_id sex race ethnicity year_of_birth age_at_death patient_regional_location postal_code "
@@ -22,6 +25,12 @@ COLUMNS = {
     "procedure": "patient_id encounter_id code_system code principal_procedure_indicator date derived_by_TriNetX "
     "source_id",
     "medication_ingredient": "patient_id encounter_id unique_id code_system code start_date route brand strength "
+    "derived_by_TriNetX source_id",
+}
+ADDED = {
+    "lab_result": "patient_id encounter_id code_system code date lab_result_num_val lab_result_text_val "
+    "units_of_measure derived_by_TriNetX source_id",
+    "vital_signs": "patient_id encounter_id code_system code date value text_value units_of_measure "
     "derived_by_TriNetX source_id",
 }
 NUM_PATIENTS = BLOCK_SIZE + 60
@@ -101,3 +110,50 @@ def test_the_mark_names_the_population(root: Path) -> None:
 def test_hospital_stays_have_no_place_in_this_layout(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="found 'mimic'"):
         write_trinetx(tmp_path, "copd", 3, seed=0, shape="mimic")
+
+
+# ------------------------------------------------------------------------------------------- laboratory and clinic
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("raw") / "measured"
+    write_trinetx(path, "copd", 120, seed=7, modalities=("labs",))
+    return path
+
+
+def test_labs_add_two_tables_and_leave_the_others(measured: Path, root: Path) -> None:
+    found = {path.stem: path.open().readline().strip() for path in measured.glob("*.csv")}
+    assert found == {table: columns.replace(" ", ",") for table, columns in (COLUMNS | ADDED).items()}
+    for table in COLUMNS.keys() - {"procedure"}:
+        assert (root / f"{table}.csv").read_bytes().startswith((measured / f"{table}.csv").read_bytes())
+
+
+@pytest.mark.parametrize(("table", "tests"), [("lab_result", LABS), ("vital_signs", CLINIC)])
+def test_measurements_belong_to_encounters_and_have_loinc_codes(measured: Path, table: str, tests: tuple) -> None:
+    rows = read(measured, table)
+    joined = rows.join(read(measured, "encounter"), on=["patient_id", "encounter_id"])
+    assert len(joined) == len(rows) > 0
+    assert (joined["date"] == joined["start_date"]).all()
+    units = {(test.loinc, test.unit) for test in tests}
+    assert set(rows.select("code", "units_of_measure").iter_rows()) <= units
+    assert rows["code"].n_unique() > 0.8 * len(tests)
+
+
+def test_the_readers_take_labs_and_vitals(measured: Path) -> None:
+    events = events_of(open_trinetx(measured, ["diagnoses", "labs", "vitals"]))
+    for prefix, table in (("LAB//", "lab_result"), ("VITAL//", "vital_signs")):
+        found = events.filter(pl.col("code").str.starts_with(prefix))
+        assert len(found) == len(read(measured, table))
+        assert found["numeric_value"].null_count() == found["visit_id"].null_count() == 0
+    assert {"LAB//2160-0//mg/dL", "VITAL//8480-6//mm[Hg]"} <= set(events["code"])
+
+
+def test_measurements_of_fewer_patients_are_the_first_of_more(measured: Path, tmp_path: Path) -> None:
+    write_trinetx(tmp_path / "few", "copd", 30, seed=7, modalities=("codes", "labs"))
+    for table in ADDED:
+        few, many = ((path / f"{table}.csv").read_bytes() for path in (tmp_path / "few", measured))
+        assert many.startswith(few)
+
+
+def test_charts_are_no_modality_of_this_layout(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="unknown modality 'charts' for this layout: expected some of codes, labs"):
+        write_trinetx(tmp_path, "copd", 3, seed=0, modalities=("charts",))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +16,6 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ehrlab.core.errors import InputError
-from ehrlab.simulation.spec import SPECIFICATION
 
 MARK = "SIMULATED.json"
 
@@ -41,6 +40,16 @@ def frame(columns: Mapping[str, Column]) -> pl.DataFrame:
     return rows.select(name if name in rows.columns else pl.lit(v).alias(name) for name, v in columns.items())
 
 
+def check_modalities(modalities: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    """The chosen ones in the order of `known`, whose first is always written. InputError for any other name."""
+    unknown = sorted(set(modalities) - set(known))
+    if unknown:
+        raise InputError(
+            f"simulator: unknown modality '{unknown[0]}' for this layout: expected some of {', '.join(known)}"
+        )
+    return tuple(name for name in known if name in modalities or name == known[0])
+
+
 class RawFolder:
     """Opens `root` (new or empty), writes the mark first, and then appends frames to its tables.
 
@@ -60,7 +69,6 @@ class RawFolder:
         mark = {
             "statement": "SIMULATED: every record in this folder was made by a program; no real patient is in it.",
             "package_version": _package_version(),
-            "specification": SPECIFICATION,
             **description,
         }
         (root / MARK).write_text(json.dumps(mark, indent=2) + "\n", encoding="utf-8")

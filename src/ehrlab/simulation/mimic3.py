@@ -6,7 +6,8 @@ independent of the latent chain given the codes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,21 +16,22 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ehrlab.core.errors import InputError
-from ehrlab.simulation import codes
+from ehrlab.simulation import codes, icu, mimic_events
 from ehrlab.simulation.drugs import DRUGS
-from ehrlab.simulation.folder import RawFolder, Value, frame
+from ehrlab.simulation.folder import RawFolder, Value, check_modalities, frame
+from ehrlab.simulation.hospital import admission_numbers, at_minute, drawn, entry_dates, moment, patient_numbers
 from ehrlab.simulation.knobs import Knobs, turn
-from ehrlab.simulation.population import Floats, Ints, Shard, check_size, simulate_spec
+from ehrlab.simulation.mimic_events import Dates, Keys
+from ehrlab.simulation.note_text import noteevents
+from ehrlab.simulation.population import Bools, Floats, Ints, Shard, check_size, simulate_spec
 from ehrlab.simulation.spec import population
+from ehrlab.simulation.specification import SPECIFICATION
 from ehrlab.simulation.streams import Stream, choose, stream
 
 _FIRST_SUBJECT = 10_000
-_ADMISSIONS_PER_PATIENT = 1_000  # room in the identifiers, which so depend on the patient alone
 _FIRST_HADM = 100_000_000
 _FIRST_ICUSTAY = 200_000_000
 
-# Dates are shifted into 2100-2200; a record of at most ten years that begins before 2190 ends in time.
-_FIRST_DATE, _LAST_ENTRY = np.datetime64("2101-01-01"), np.datetime64("2189-12-31")
 _DEIDENTIFIED_AGE = 89.0
 _SHIFTED_YEARS = 300
 
@@ -50,6 +52,23 @@ _UNITS = {"MICU": 0.45, "CCU": 0.25, "SICU": 0.15, "CSRU": 0.10, "TSICU": 0.05}
 _WARDS = (50, 7, 33, 14, 23)
 
 
+def _notes(shard: Shard, keys: Keys, entry: Dates) -> dict[str, pl.DataFrame]:
+    of_visit = entry[shard.visits.patient]
+    admit, discharge = moment(of_visit, shard.visits.start_day), moment(of_visit, shard.visits.end_day)
+    return {"NOTEEVENTS": noteevents(shard, keys, admit, discharge)}
+
+
+# What a modality adds: its dictionaries, and its rows of a shard.
+_MODALITIES: dict[
+    str, tuple[Callable[[], dict[str, pl.DataFrame]], Callable[[Shard, Keys, Dates], dict[str, pl.DataFrame]]]
+] = {
+    "labs": (mimic_events.lab_dictionary, mimic_events.lab_tables),
+    "charts": (mimic_events.chart_dictionary, mimic_events.chart_tables),
+    "notes": (dict, _notes),
+}
+MODALITIES = ("codes", *_MODALITIES)
+
+
 def write_mimic3(
     root: Path,
     preset: str,
@@ -57,6 +76,7 @@ def write_mimic3(
     seed: int,
     *,
     shape: str = "mimic",
+    modalities: Sequence[str] = ("codes",),
     time: float = 1.0,
     order: float = 1.0,
     null: bool = False,
@@ -65,11 +85,14 @@ def write_mimic3(
 ) -> None:
     """Writes PATIENTS, ADMISSIONS, ICUSTAYS, DIAGNOSES_ICD, PROCEDURES_ICD, PRESCRIPTIONS and the two ICD dictionaries.
 
-    preset   a task's name; shape "mimic" or "toy"; time, order, null, prevalence: see knobs.Knobs
+    preset       a task's name; shape "mimic" or "toy"; time, order, null, prevalence: see knobs.Knobs
+    modalities   of MODALITIES; the tables above are always written. "labs" adds D_LABITEMS and LABEVENTS, "charts"
+                 D_ITEMS, CHARTEVENTS, INPUTEVENTS_MV and PROCEDUREEVENTS_MV, "notes" NOTEEVENTS
     `compress` writes .csv.gz, several times slower than .csv
     Raises InputError for unknown names, impossible sizes and a folder that is not empty.
     """
     check_size(num_patients, seed)
+    chosen = check_modalities(modalities, MODALITIES)
     knobs = Knobs(time, order, null, prevalence)
     spec = turn(population(preset, shape), knobs)
     if spec.shape.stay_days is None:
@@ -77,38 +100,38 @@ def write_mimic3(
             f"simulator: MIMIC-III tables need shape 'mimic' or 'toy' (hospital stays), found '{shape}'; change it"
         )
     description: dict[str, Value] = {
+        "specification": SPECIFICATION,
         "layout": "mimic3",
         "preset": preset,
         "shape": shape,
         "num_patients": num_patients,
         "seed": seed,
+        "modalities": " ".join(chosen),
         **asdict(knobs),
     }
     with RawFolder(root, description, compress=compress) as folder:
         num_rows: dict[str, int] = {}
         dictionaries = {"D_ICD_DIAGNOSES": codes.diagnoses(), "D_ICD_PROCEDURES": codes.procedures()}
+        for name in chosen[1:]:
+            dictionaries |= _MODALITIES[name][0]()
         shards = simulate_spec(spec, num_patients, seed)
-        for tables in (dictionaries, *map(mimic3_tables, shards)):
+        for tables in itertools.chain([dictionaries], (mimic3_tables(shard, chosen) for shard in shards)):
             for table, rows in tables.items():
                 begin = num_rows.get(table, 0) + 1
                 num_rows[table] = num_rows.get(table, 0) + len(rows)
                 folder.append(table, rows.with_row_index("ROW_ID", offset=begin), "non_numeric")
 
 
-def mimic3_tables(shard: Shard) -> dict[str, pl.DataFrame]:
+def mimic3_tables(shard: Shard, modalities: Sequence[str] = ("codes",)) -> dict[str, pl.DataFrame]:
     """The rows of one shard for each table, in the release's columns without ROW_ID."""
     visits, num_visits = shard.visits, len(shard.visits.patient)
     first_visit = np.searchsorted(visits.patient, np.arange(shard.num_patients))
-    ordinal = np.arange(num_visits) - first_visit[visits.patient]
-    subject = _FIRST_SUBJECT + shard.first_patient + np.arange(shard.num_patients)
-    offset = (shard.first_patient + visits.patient) * _ADMISSIONS_PER_PATIENT + ordinal
-
-    days = (_LAST_ENTRY - _FIRST_DATE).astype(np.int64)
-    entry = _FIRST_DATE + np.floor(shard.patients.entry * days).astype("timedelta64[D]")
-    admit = _moment(entry[visits.patient], visits.start_day)
-    discharge = _moment(entry[visits.patient], visits.end_day)
+    subject, offset, entry = _FIRST_SUBJECT + patient_numbers(shard), admission_numbers(shard), entry_dates(shard)
+    admit = moment(entry[visits.patient], visits.start_day)
+    discharge = moment(entry[visits.patient], visits.end_day)
     disease = shard.spec.disease.name
     patient_draws = stream(disease, shard.seed, shard.block, Stream.MIMIC_PATIENT).random((shard.num_patients, 4))
+    # The width is part of the specification; of the columns 0 to 5 and 8 are in use.
     visit_draws = stream(disease, shard.seed, shard.block, Stream.MIMIC_ADMISSION).random((num_visits, 10))
 
     keys = {
@@ -116,32 +139,29 @@ def mimic3_tables(shard: Shard) -> dict[str, pl.DataFrame]:
         "HADM_ID": pl.Series(_FIRST_HADM + offset),
         "ICUSTAY_ID": pl.Series(_FIRST_ICUSTAY + offset),
     }
-    return {
+    stays = icu.draw_stays(shard)
+    has_charts = np.isin(np.arange(num_visits), stays.visit) & ("charts" in modalities)
+    tables = {
         "PATIENTS": _patients(shard, subject, entry, admit, first_visit, patient_draws),
-        "ADMISSIONS": _admissions(shard, keys, admit, discharge, patient_draws, visit_draws),
-        "ICUSTAYS": _icu_stays(keys, admit, discharge, visit_draws),
+        "ADMISSIONS": _admissions(shard, keys, admit, discharge, patient_draws, visit_draws, has_charts),
+        "ICUSTAYS": _icu_stays(shard, stays, keys, entry, visit_draws),
         "DIAGNOSES_ICD": _coded(keys, shard.codes.visit, shard.codes.code, shard.vocabulary.codes),
         "PROCEDURES_ICD": _coded(
             keys, shard.procedures.visit, shard.procedures.code, [code for _, code in shard.spec.disease.procedures]
         ),
         "PRESCRIPTIONS": _prescriptions(shard, keys, admit, discharge),
     }
-
-
-def _moment(entry: NDArray[np.datetime64], day: Floats) -> NDArray[np.datetime64]:
-    """To the minute, as the release has it."""
-    return (entry.astype("datetime64[m]") + np.floor(day * 1440.0).astype("timedelta64[m]")).astype("datetime64[us]")
-
-
-def _drawn(shares: dict[str, float], uniform: Floats) -> pl.Series:
-    return pl.Series(list(shares)).gather(choose(tuple(shares.values()), uniform))
+    for name in modalities:
+        if name in _MODALITIES:
+            tables |= _MODALITIES[name][1](shard, keys, entry)
+    return tables
 
 
 def _patients(
     shard: Shard,
     subject: Ints,
-    entry: NDArray[np.datetime64],
-    admit: NDArray[np.datetime64],
+    entry: Dates,
+    admit: Dates,
     first_visit: Ints,
     draws: Floats,
 ) -> pl.DataFrame:
@@ -178,11 +198,12 @@ def _patients(
 
 def _admissions(
     shard: Shard,
-    keys: dict[str, pl.Series],
-    admit: NDArray[np.datetime64],
-    discharge: NDArray[np.datetime64],
+    keys: Keys,
+    admit: Dates,
+    discharge: Dates,
     patient_draws: Floats,
     draws: Floats,
+    has_charts: Bools,
 ) -> pl.DataFrame:
     patients, visits = shard.patients, shard.visits
     of_patient = patient_draws[visits.patient]
@@ -199,7 +220,7 @@ def _admissions(
     titles = dict(codes.diagnoses().select("ICD9_CODE", "SHORT_TITLE").iter_rows())
     first_titles = pl.Series([titles[code.replace(".", "")].upper() for code in shard.vocabulary.codes])
     is_fatal = pl.Series(visits.is_fatal)
-    minutes = (admit - _moment(admit, registered - visits.start_day)).astype("timedelta64[m]")
+    minutes = (admit - moment(admit, registered - visits.start_day)).astype("timedelta64[m]")
     table = frame(
         {
             "SUBJECT_ID": keys["SUBJECT_ID"],
@@ -209,17 +230,17 @@ def _admissions(
             "DEATHTIME": discharge,
             "ADMISSION_TYPE": pl.Series(list(_ADMISSION_TYPES)).gather(kind),
             "ADMISSION_LOCATION": pl.Series([locations[kind] for kind in _ADMISSION_TYPES]).gather(kind),
-            "DISCHARGE_LOCATION": _drawn(_DISCHARGE_LOCATIONS, draws[:, 5]),
+            "DISCHARGE_LOCATION": drawn(_DISCHARGE_LOCATIONS, draws[:, 5]),
             "INSURANCE": pl.Series(["Medicare", "Private", "Medicaid", "Government"]).gather(insurance),
-            "LANGUAGE": _drawn(_LANGUAGE, of_patient[:, 0]),
-            "RELIGION": _drawn(_RELIGION, of_patient[:, 1]),
-            "MARITAL_STATUS": _drawn(_MARITAL, of_patient[:, 2]),
+            "LANGUAGE": drawn(_LANGUAGE, of_patient[:, 0]),
+            "RELIGION": drawn(_RELIGION, of_patient[:, 1]),
+            "MARITAL_STATUS": drawn(_MARITAL, of_patient[:, 2]),
             "ETHNICITY": pl.Series([*_ETHNICITY, _UNKNOWN_ETHNICITY]).gather(ethnicity),
             "EDREGTIME": admit - minutes,
             "EDOUTTIME": admit - minutes + (hours * 1440.0).astype("timedelta64[m]"),
             "DIAGNOSIS": first_titles.gather(first_code),
             "HOSPITAL_EXPIRE_FLAG": visits.is_fatal.astype(np.int64),
-            "HAS_CHARTEVENTS_DATA": 0,
+            "HAS_CHARTEVENTS_DATA": has_charts.astype(np.int64),
         }
     )
     return table.with_columns(
@@ -229,35 +250,28 @@ def _admissions(
     )
 
 
-def _icu_stays(
-    keys: dict[str, pl.Series], admit: NDArray[np.datetime64], discharge: NDArray[np.datetime64], draws: Floats
-) -> pl.DataFrame:
+def _icu_stays(shard: Shard, stays: icu.Stays, keys: Keys, entry: Dates, draws: Floats) -> pl.DataFrame:
     """One stay within nearly every admission, as the release is made of patients of intensive care."""
-    length = (discharge - admit).astype(np.float64) / 86_400e6  # days
-    begin = 0.2 * draws[:, 6] * length
-    stay = (0.2 + 0.6 * draws[:, 7]) * (length - begin)
-    into = admit + np.floor(begin * 86_400).astype("timedelta64[s]")
-    out = into + np.floor(stay * 86_400).astype("timedelta64[s]")
-    unit = choose(tuple(_UNITS.values()), draws[:, 8])
+    into = at_minute(entry[shard.visits.patient[stays.visit]], stays.first_minute)
+    unit = choose(tuple(_UNITS.values()), draws[stays.visit, 8])
     ward = np.array(_WARDS)[unit]
     name = pl.Series(list(_UNITS)).gather(unit)
-    table = frame(
+    return frame(
         {
-            **keys,
+            **{key: values.gather(stays.visit) for key, values in keys.items()},
             "DBSOURCE": "metavision",
             "FIRST_CAREUNIT": name,
             "LAST_CAREUNIT": name,
             "FIRST_WARDID": ward,
             "LAST_WARDID": ward,
             "INTIME": into,
-            "OUTTIME": out,
-            "LOS": np.round((out - into).astype(np.float64) / 86_400e6, 4),
+            "OUTTIME": into + stays.num_minutes.astype("timedelta64[m]"),
+            "LOS": np.round(stays.num_minutes / icu.DAY, 4),
         }
     )
-    return table.filter(pl.Series(draws[:, 9] < 0.95))
 
 
-def _coded(keys: dict[str, pl.Series], visit: Ints, code: Ints, names: Sequence[str]) -> pl.DataFrame:
+def _coded(keys: Keys, visit: Ints, code: Ints, names: Sequence[str]) -> pl.DataFrame:
     """SEQ_NUM counts from 1 within an admission in the order of the vocabulary."""
     begin = np.searchsorted(visit, np.arange(len(keys["HADM_ID"])))
     bare = pl.Series([name.replace(".", "") for name in names], dtype=pl.String)
@@ -271,9 +285,7 @@ def _coded(keys: dict[str, pl.Series], visit: Ints, code: Ints, names: Sequence[
     )
 
 
-def _prescriptions(
-    shard: Shard, keys: dict[str, pl.Series], admit: NDArray[np.datetime64], discharge: NDArray[np.datetime64]
-) -> pl.DataFrame:
+def _prescriptions(shard: Shard, keys: Keys, admit: Dates, discharge: Dates) -> pl.DataFrame:
     visit, drug = shard.drugs.visit, shard.drugs.code
 
     def of(attribute: str) -> pl.Series:
@@ -301,3 +313,8 @@ def _prescriptions(
             "ROUTE": of("route"),
         }
     )
+
+
+def clock(shard: Shard) -> tuple[Ints, NDArray[np.datetime64]]:
+    """Of each patient the SUBJECT_ID and the start of day 0: [patient] int64, datetime64[us]."""
+    return _FIRST_SUBJECT + patient_numbers(shard), entry_dates(shard).astype("datetime64[us]")

@@ -48,6 +48,7 @@ from ehrlab.simulation.note_text import SUMMARY, write_notes
 from ehrlab.simulation.notes import facts
 from ehrlab.simulation.population import Bools, Floats, Ints, Orders, Shard, check_size, simulate_spec
 from ehrlab.simulation.spec import population
+from ehrlab.simulation.specification import SPECIFICATION
 from ehrlab.simulation.streams import Stream, choose, stream
 
 MODALITIES = ("codes", "labs", "charts", "notes")
@@ -124,6 +125,7 @@ def write_mimic4(
             f"simulator: MIMIC-IV tables need shape 'mimic' or 'toy' (hospital stays), found '{shape}'; change it"
         )
     description: dict[str, Value] = {
+        "specification": SPECIFICATION,
         "layout": "mimic4",
         "preset": preset,
         "shape": shape,

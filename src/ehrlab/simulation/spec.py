@@ -10,11 +10,9 @@ model and no method of a paper was run before these numbers stood. Rates and haz
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 
 from ehrlab.core.errors import InputError
-from ehrlab.simulation.network import CONDITIONS, WARM_UP_YEARS
 
 # Patients are made in blocks of this many, each from its own random streams. The number is part of the specification:
 # another one makes other patients.
@@ -263,10 +261,10 @@ _TRINETX_OF = {
         zipf=(0.95, 12.0),
     ),
 }
-_DISEASES = {disease.name: disease for disease in (HEART_FAILURE, KIDNEY, COPD, AMNESIA)}
+DISEASES = {disease.name: disease for disease in (HEART_FAILURE, KIDNEY, COPD, AMNESIA)}
 
 # Task -> disease of the population that serves it.
-PRESETS = {name: name for name in _DISEASES} | {
+PRESETS = {name: name for name in DISEASES} | {
     "in_hospital_mortality": "heart_failure",
     "readmission_30d": "heart_failure",
 }
@@ -278,19 +276,12 @@ def population(preset: str, shape: str) -> Spec:
         raise InputError(f"unknown simulator preset '{preset}': expected one of {', '.join(sorted(PRESETS))}")
     if shape not in SHAPES:
         raise InputError(f"unknown simulator shape '{shape}': expected one of {', '.join(SHAPES)}")
-    disease = _DISEASES[PRESETS[preset]]
-    mimic = MIMIC if preset in _DISEASES else MIMIC_OUTCOMES
+    disease = DISEASES[PRESETS[preset]]
+    mimic = MIMIC if preset in DISEASES else MIMIC_OUTCOMES
     return Spec(disease, {"mimic": mimic, "toy": TOY, "trinetx": _TRINETX_OF[disease.name]}[shape])
 
 
-# Raised when code changes what the same parameters mean; changed parameters show in the digest by themselves.
-_REVISION = 2
-
-
-def _specification() -> str:
-    described = repr((BLOCK_SIZE, CONDITIONS, WARM_UP_YEARS, _DISEASES, ACUTE, MIMIC, MIMIC_OUTCOMES, TOY, _TRINETX_OF))
-    return f"{_REVISION}-{hashlib.sha256(described.encode()).hexdigest()[:12]}"
-
-
-SPECIFICATION = _specification()
-"""Names the population: a cache of simulated tables is stale when it differs."""
+def shapes() -> dict[str, Shape]:
+    """Every shape of care by name, with those that a disease has of its own."""
+    own = {f"trinetx of {disease}": shape for disease, shape in _TRINETX_OF.items()}
+    return {"mimic": MIMIC, "mimic of outcomes": MIMIC_OUTCOMES, "toy": TOY, **own}

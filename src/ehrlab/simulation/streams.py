@@ -34,6 +34,13 @@ class Stream(IntEnum):
     TRINETX_PATIENT = 32
     TRINETX_ENCOUNTER = 33
     TRINETX_LAB = 34
+    ICU_HOUR = 40
+    LAB_REPEAT = 41
+    SEQUENCE_STATIC = 48
+    SEQUENCE_BLOCKS = 49
+    SEQUENCE_VISITS = 50
+    SEQUENCE_CODES = 51
+    SEQUENCE_LAYOUT = 52
 
 
 def stream(disease: str, seed: int, block: int, purpose: Stream) -> np.random.Generator:

@@ -6,6 +6,7 @@ the latent chain. The one exception is a fatal encounter, which is always inpati
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,11 +15,13 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ehrlab.core.errors import InputError
+from ehrlab.simulation import labs
 from ehrlab.simulation.drugs import DRUGS
-from ehrlab.simulation.folder import Column, RawFolder, Value, frame
+from ehrlab.simulation.folder import Column, RawFolder, Value, check_modalities, frame
 from ehrlab.simulation.knobs import Knobs, turn
 from ehrlab.simulation.population import Floats, Ints, Shard, check_size, simulate_spec
 from ehrlab.simulation.spec import RACES, population
+from ehrlab.simulation.specification import SPECIFICATION
 from ehrlab.simulation.streams import Stream, choose, stream
 
 # A record of at most five years that begins before 2010 ends before ICD-10 came into use in October 2015.
@@ -40,6 +43,9 @@ _TYPE_SHARES = {True: (0.50, 0.20, 0.30), False: (0.93, 0.04, 0.03)}
 _CPT = ("99213", "99284", "99223")  # the visit's own procedure, by type
 _CPT_SHARE = 0.4  # of the visits have it
 _SOURCE = "SIM"
+_DERIVED: dict[str, Column] = {"derived_by_TriNetX": "F", "source_id": _SOURCE}
+
+MODALITIES = ("codes", "labs")
 
 
 def write_trinetx(
@@ -49,6 +55,7 @@ def write_trinetx(
     seed: int,
     *,
     shape: str = "trinetx",
+    modalities: Sequence[str] = ("codes",),
     time: float = 1.0,
     order: float = 1.0,
     null: bool = False,
@@ -57,11 +64,13 @@ def write_trinetx(
 ) -> None:
     """Writes patient, encounter, diagnosis, procedure and medication_ingredient.
 
-    preset   a task's name; time, order, null, prevalence: see knobs.Knobs
+    preset       a task's name; time, order, null, prevalence: see knobs.Knobs
+    modalities   of MODALITIES; the tables above are always written, "labs" adds lab_result and vital_signs
     `compress` writes .csv.gz, several times slower than .csv
     Raises InputError for unknown names, impossible sizes and a folder that is not empty.
     """
     check_size(num_patients, seed)
+    chosen = check_modalities(modalities, MODALITIES)
     knobs = Knobs(time, order, null, prevalence)
     spec = turn(population(preset, shape), knobs)
     if spec.shape.stay_days is not None:
@@ -69,20 +78,22 @@ def write_trinetx(
             f"simulator: a TriNetX export needs the outpatient shape 'trinetx', found '{shape}'; change it"
         )
     description: dict[str, Value] = {
+        "specification": SPECIFICATION,
         "layout": "trinetx",
         "preset": preset,
         "shape": shape,
         "num_patients": num_patients,
         "seed": seed,
+        "modalities": " ".join(chosen),
         **asdict(knobs),
     }
     with RawFolder(root, description, compress=compress) as folder:
         for shard in simulate_spec(spec, num_patients, seed):
-            for table, rows in trinetx_tables(shard).items():
+            for table, rows in trinetx_tables(shard, chosen).items():
                 folder.append(table, rows, "never")  # no value holds a comma
 
 
-def trinetx_tables(shard: Shard) -> dict[str, pl.DataFrame]:
+def trinetx_tables(shard: Shard, modalities: Sequence[str] = ("codes",)) -> dict[str, pl.DataFrame]:
     """The rows of one shard for each table, in the columns of an export."""
     patients, visits = shard.patients, shard.visits
     num_visits = len(visits.patient)
@@ -110,7 +121,6 @@ def trinetx_tables(shard: Shard) -> dict[str, pl.DataFrame]:
     def ids(visit: Ints) -> dict[str, Column]:
         return {"patient_id": of_visit.gather(visit), "encounter_id": encounter_id.gather(visit)}
 
-    derived: dict[str, Column] = {"derived_by_TriNetX": "F", "source_id": _SOURCE}
     diagnosis, drug, procedure = shard.codes, shard.drugs, shard.procedures
     is_first = np.concatenate([[True], diagnosis.visit[1:] != diagnosis.visit[:-1]])
     evaluated = np.flatnonzero(visit_draws[:, 2] < _CPT_SHARE)
@@ -118,7 +128,7 @@ def trinetx_tables(shard: Shard) -> dict[str, pl.DataFrame]:
     is_cpt = np.arange(len(procedure_visit)) >= len(procedure.visit)
     procedure_codes = pl.Series([*(code for _, code in shard.spec.disease.procedures), *_CPT])
     procedure_code = np.concatenate([procedure.code, len(shard.spec.disease.procedures) + kind[evaluated]])
-    return {
+    tables = {
         "patient": _patients(shard, patient_id, entry, calendar, patient_draws),
         "encounter": frame(
             {
@@ -129,7 +139,7 @@ def trinetx_tables(shard: Shard) -> dict[str, pl.DataFrame]:
                 "type": pl.Series(_TYPES).gather(kind),
                 "start_date_derived_by_TriNetX": "F",
                 "end_date_derived_by_TriNetX": "F",
-                **derived,
+                **_DERIVED,
             }
         ),
         "diagnosis": frame(
@@ -141,7 +151,7 @@ def trinetx_tables(shard: Shard) -> dict[str, pl.DataFrame]:
                 "admitting_diagnosis": "U",
                 "reason_for_visit": "U",
                 "date": date[diagnosis.visit],
-                **derived,
+                **_DERIVED,
             }
         ),
         "procedure": frame(
@@ -151,7 +161,7 @@ def trinetx_tables(shard: Shard) -> dict[str, pl.DataFrame]:
                 "code": procedure_codes.gather(procedure_code),
                 "principal_procedure_indicator": "U",
                 "date": date[procedure_visit],
-                **derived,
+                **_DERIVED,
             }
         ),
         "medication_ingredient": frame(
@@ -164,10 +174,42 @@ def trinetx_tables(shard: Shard) -> dict[str, pl.DataFrame]:
                 "route": "Unknown",
                 "brand": None,
                 "strength": None,
-                **derived,
+                **_DERIVED,
             }
         ),
     }
+    if "labs" in modalities:
+        tables |= _measurements(shard, ids, date)
+    return tables
+
+
+def _measurements(
+    shard: Shard, ids: Callable[[Ints], dict[str, Column]], date: NDArray[np.int64]
+) -> dict[str, pl.DataFrame]:
+    """Laboratory results and clinic measurements on the first day of their encounter, by LOINC."""
+    measured = labs.draw(shard)
+    tests = [analyte.test for analyte in labs.analytes_of(shard.spec)]
+    is_lab = np.array([test.itemid is not None for test in tests])[measured.analyte]
+    loinc, units = pl.Series([test.loinc for test in tests]), pl.Series([test.unit for test in tests])
+    tables = {}
+    for table, rows, number, text in (
+        ("lab_result", np.flatnonzero(is_lab), "lab_result_num_val", "lab_result_text_val"),
+        ("vital_signs", np.flatnonzero(~is_lab), "value", "text_value"),
+    ):
+        visit, which = measured.visit[rows], measured.analyte[rows]
+        tables[table] = frame(
+            {
+                **ids(visit),
+                "code_system": "LOINC",
+                "code": loinc.gather(which),
+                "date": date[visit],
+                number: measured.value[rows],
+                text: None,
+                "units_of_measure": units.gather(which),
+                **_DERIVED,
+            }
+        )
+    return tables
 
 
 def _encounter_types(shard: Shard, uniform: Floats) -> Ints:
@@ -220,3 +262,11 @@ def _patients(
     return table.with_columns(
         pl.when(pl.Series(has_died)).then(name).alias(name) for name in ("age_at_death", "month_year_death")
     )
+
+
+def clock(shard: Shard) -> tuple[NDArray[np.str_], NDArray[np.datetime64]]:
+    """Of each patient the patient_id and the start of day 0: [patient] text, datetime64[us]."""
+    days = (_LAST_ENTRY - _FIRST_DATE).astype(np.int64)
+    entry = _FIRST_DATE + np.floor(shard.patients.entry * days).astype("timedelta64[D]")
+    numbers = np.arange(shard.num_patients) + shard.first_patient
+    return np.char.add("P", numbers.astype(str)), entry.astype("datetime64[us]")
