@@ -32,6 +32,10 @@ SIZES: dict[str, Any] = {
     "multipliers": [1, 2],
     "groups": 2,
     "num_steps": 20,
+    "num_synthetic": 16,
+    "num_filters": 9,
+    "latent_dim": 5,
+    "critic_dims": [9, 4],
 }
 OTHER_DIM = 4
 
@@ -68,7 +72,10 @@ def is_a(model: str, kind: type) -> bool:
 
 
 def cases() -> dict[str, tuple[str, ...]]:
-    """Every risk model; MedDiffusion on every backbone with every augmenter; its ablations, syntheses and denoisers."""
+    """Every risk model; MedDiffusion on every backbone with every augmenter; its ablations, syntheses and denoisers.
+
+    Augmenters with a switch for step-wise attention (Table 4: "+Att") are also there with it, on the paper's backbone.
+    """
     risk_models = [name for name in names("model") if is_a(name, RiskModel)]
     found: dict[str, tuple[str, ...]] = {name: (f"model={name}",) for name in risk_models}
     for backbone in (name for name in risk_models if is_a(name, SequenceRiskModel)):
@@ -81,6 +88,10 @@ def cases() -> dict[str, tuple[str, ...]]:
         *(f"+variant={name}" for name in ("as1", "as2", "as3")),
     ]
     found |= {f"meddiffusion {setting}": ("model=meddiffusion", setting) for setting in settings}
+    for augmenter in names("model/augmenter"):
+        overrides = ("model=meddiffusion", f"model/augmenter={augmenter}")
+        if "attention" in model_config(*overrides).augmenter:
+            found[f"meddiffusion {augmenter}+att"] = (*overrides, "model.augmenter.attention=true")
     # Two ways to name one configuration are one case.
     configs = {name: model_config(*overrides) for name, overrides in found.items()}
     first = {OmegaConf.to_yaml(config, sort_keys=True): name for name, config in reversed(configs.items())}
