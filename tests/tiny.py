@@ -14,8 +14,9 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from batches import SPEC
-from ehrlab.core.model import RiskModel, SequenceRiskModel
+from ehrlab.core.model import Model, RiskModel, SequenceGenerator, SequenceRiskModel
 from ehrlab.core.spec import DataSpec
+from sequences import GENERATOR_SPEC
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -36,6 +37,7 @@ SIZES: dict[str, Any] = {
     "num_filters": 9,
     "latent_dim": 5,
     "critic_dims": [9, 4],
+    "size": "tiny",
 }
 OTHER_DIM = 4
 
@@ -58,7 +60,20 @@ def model_config(*overrides: str, tiny: bool = True) -> DictConfig:
 
 
 def build(*overrides: str, spec: DataSpec = SPEC, seed: int = 0) -> RiskModel:
-    """The model that these overrides name: build("model=meddiffusion", "model/augmenter=none")."""
+    """The risk model that these overrides name: build("model=meddiffusion", "model/augmenter=none")."""
+    model = _build(*overrides, spec=spec, seed=seed)
+    assert isinstance(model, RiskModel)
+    return model
+
+
+def build_generator(*overrides: str, seed: int = 0) -> SequenceGenerator:
+    """The generator that these overrides name."""
+    model = _build(*overrides, spec=GENERATOR_SPEC, seed=seed)
+    assert isinstance(model, SequenceGenerator)
+    return model
+
+
+def _build(*overrides: str, spec: DataSpec, seed: int) -> Model:
     torch.manual_seed(seed)
     return instantiate(model_config(*overrides), _partial_=True, _convert_="all")(spec=spec)
 
@@ -99,3 +114,5 @@ def cases() -> dict[str, tuple[str, ...]]:
 
 
 CASES = cases()
+RISK_MODELS = [name for name in names("model") if is_a(name, RiskModel)]
+GENERATORS = [name for name in names("model") if is_a(name, SequenceGenerator)]

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ehrlab.core.batch import Batch, Tokens, Visits
+from ehrlab.core.errors import InputError
 
 LossDict = dict[str, Tensor]
 """Scalars by name. The entry "loss" is optimised; every entry is logged under its name."""
@@ -39,7 +40,8 @@ class Phase:
     """A stretch of training with its own view of the data, players and selection.
 
     view     which samples the data layer serves: "samples" = the labelled samples of the task
-    select   how validation scores an epoch: "risk" = forward() against the labels, "loss" = the last turn's loss
+    select   which epoch is kept, by validation: "risk" = forward() against the labels, by the recipe's score; "loss" =
+             the last turn's loss, the lowest; "last" = the last epoch, where no score says how good the players are
     ignores  dotted config keys that do not influence this phase. Not empty: the phase is shared. It is trained once
              per content hash of everything else and found again by every run that agrees on the rest.
     begin    called once before the phase's first step (freeze, initialise from an earlier phase, ...)
@@ -48,7 +50,7 @@ class Phase:
     name: str
     turns: tuple[Turn, ...]
     view: str = "samples"
-    select: Literal["risk", "loss"] = "risk"
+    select: Literal["risk", "loss", "last"] = "risk"
     ignores: frozenset[str] = frozenset()
     begin: Callable[[], None] = lambda: None
 
@@ -66,6 +68,54 @@ class EstimatorPhase:
     ignores: frozenset[str] = frozenset()
 
 
+@dataclass(frozen=True)
+class PreferencePhase:
+    """A phase that TRL trains: of a record and the same record with a target code removed or put in, a language model
+    learns to prefer the real one (RLTF, Lin et al. 2025; direct preference optimisation with a positive term).
+
+    Of the recipe it follows batch size, epochs, optimiser and gradient clipping. The learning rate falls linearly to 0
+    and the last weights are kept, as TRL does; there is no selection.
+
+    language_model  the Hugging Face causal language model inside the module, which is trained in place
+    num_sequences   N: records drawn from the training split; fewer where there are not as many
+    positive_share  P: the share of them that holds a target
+    beta            scale of the log-ratios to the model that the phase began with
+    lambda_         weight of the positive term p = max(0, log ref(C|P) - log policy(C|P))
+    dpop_mode       "outside": -log sigmoid(beta D) + lambda p (RLTF); "inside": -log sigmoid(beta (D - lambda p))
+                    (DPO-Positive, Pal et al. 2024)
+    lora_rank       0: all weights are trained; else adapters of this rank beside every linear layer, merged at the end
+    likelihood      given: no preferences, but this loss on the same records (the SFT control)
+    """
+
+    name: str
+    language_model: Callable[[], nn.Module]
+    num_sequences: int = 10_000
+    positive_share: float = 0.5
+    beta: float = 0.1
+    lambda_: float = 0.1
+    dpop_mode: str = "outside"
+    lora_rank: int = 0
+    likelihood: Callable[[Batch], LossDict] | None = None
+    view: str = "tokens"
+    ignores: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        # At once, and not after the hours of pretraining that come before.
+        for setting, holds, expected in (
+            ("num_sequences", self.num_sequences >= 1, "at least 1"),
+            ("positive_share", 0 < self.positive_share <= 1, "0 < P <= 1"),
+            ("beta", self.beta > 0, "more than 0"),
+            ("lambda_", self.lambda_ >= 0, "at least 0"),
+            ("dpop_mode", self.dpop_mode in ("outside", "inside"), "outside or inside"),
+            ("lora_rank", self.lora_rank >= 0, "0 (all weights) or a rank"),
+        ):
+            if not holds:
+                raise InputError(f"model.tune.{setting}: expected {expected}, found {getattr(self, setting)}")
+
+
+AnyPhase = Phase | EstimatorPhase | PreferencePhase
+
+
 class Model(nn.Module, ABC):
     """Any method of the project."""
 
@@ -75,7 +125,7 @@ class Model(nn.Module, ABC):
     @abstractmethod
     def loss(self, batch: Batch) -> LossDict: ...
 
-    def phases(self) -> Sequence[Phase | EstimatorPhase]:
+    def phases(self) -> Sequence[AnyPhase]:
         return [Phase("fit", (Turn(self.loss, self.parameters),))]
 
 
@@ -168,14 +218,38 @@ class Augmenter(nn.Module, ABC):
 
 
 class SequenceGenerator(Model):
-    """A generator of medical-code sequences (LSTM, HALO, CHIRon)."""
+    """A generator of medical-code sequences (LSTM, HALO, CHIRon), trained once on records, whatever the task."""
 
     requires: ClassVar[frozenset[str]] = frozenset({"tokens"})
+    ignores: ClassVar[frozenset[str]] = frozenset({"task", "data", "visits", "bootstrap"})
+    """Config keys on which the weights do not depend; a generator that is told the task's targets takes "task" out."""
 
     @abstractmethod
-    def log_prob(self, tokens: Tokens) -> Float[Tensor, " B"]: ...
+    def log_prob(self, tokens: Tokens) -> Float[Tensor, " B"]:
+        """log P(sequence | its first token): the sum over the real tokens that follow it."""
 
     @abstractmethod
     def generate(
-        self, prompt: Tokens, max_new_tokens: int, generator: torch.Generator | None = None
-    ) -> Int[Tensor, "B T"]: ...
+        self,
+        prompt: Tokens,
+        max_new_tokens: int,
+        generator: torch.Generator | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+    ) -> Tokens:
+        """Prompts and their continuations, padded on the right; a continuation ends with <eos>, or is cut.
+
+        Cut at max_new_tokens, and at the longest sequence that the model knows (TokenSpec.max_tokens, max_visits).
+        Visit numbers follow from <visit>; ages and places come from the model's heads, or from rules where it has none.
+        The model should be in eval mode.
+
+        temperature  None = as the method's paper decodes; 0 = no randomness, always the most probable; else sampling
+        top_k        draw among the k most probable tokens only
+
+        Errors: InputError for an empty prompt and for one that is longer than the context.
+        """
+
+    def phases(self) -> Sequence[AnyPhase]:
+        return [
+            Phase("pretrain", (Turn(self.loss, self.parameters),), view="tokens", select="loss", ignores=self.ignores)
+        ]

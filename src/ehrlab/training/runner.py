@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import pickle
+import shutil
 import sys
 import time
 import warnings
@@ -26,7 +27,7 @@ from safetensors.torch import load_file, save_file
 
 from ehrlab.core.errors import InputError
 from ehrlab.core.files import replacing, write_whole
-from ehrlab.core.model import EstimatorPhase, Model, Phase
+from ehrlab.core.model import AnyPhase, EstimatorPhase, Model, Phase, PreferencePhase
 from ehrlab.data.prepare import ClinicalData
 from ehrlab.training.lit import LitPhase, derived_seed
 from ehrlab.training.recipe import Recipe
@@ -38,7 +39,7 @@ warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and i
 warnings.filterwarnings("ignore", message=r".*does not have many workers")
 warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
 
-WEIGHTS, DONE = "model.safetensors", "DONE"
+WEIGHTS, DONE, CHECKPOINTS = "model.safetensors", "DONE", "checkpoints"
 TrainerFactory = Callable[..., L.Trainer]
 
 
@@ -119,7 +120,7 @@ def close_loggers(loggers: Sequence[Logger]) -> None:
 
 def run_phase(
     model: Model,
-    phase: Phase | EstimatorPhase,
+    phase: AnyPhase,
     data: ClinicalData,
     recipe: Recipe,
     trainer: TrainerFactory,
@@ -132,8 +133,9 @@ def run_phase(
 ) -> dict[str, Any]:
     """Train one phase in `folder` and leave `model` with the selected weights.
 
-    A folder with DONE is loaded; one with last.ckpt resumes (optimisers, schedulers, epoch, early stopping, seeds);
-    else training starts. Returns the phase's record: epochs, best epoch and score, seconds, resumed_from_epoch.
+    A folder with DONE is loaded; one with last.ckpt (in a preference phase, checkpoints/) resumes (optimisers,
+    schedulers, epoch, early stopping, seeds); else training starts. Returns the phase's record: epochs, best epoch and
+    score, seconds, resumed_from_epoch. `callbacks` are Lightning's: a preference phase has none.
     """
     if agreed((folder / DONE).exists()):
         load_weights(model, folder / WEIGHTS)
@@ -142,6 +144,8 @@ def run_phase(
     started = time.perf_counter()
     if isinstance(phase, EstimatorPhase):
         record = _run_estimator(model, phase, data, recipe, seed)
+    elif isinstance(phase, PreferencePhase):
+        record = _run_preference(model, phase, data, recipe, trainer, folder, seed, loggers)
     else:
         record = _run_lightning(model, phase, data, recipe, trainer, folder, seed, loggers, callbacks, num_workers)
     record["seconds"] = round(time.perf_counter() - started, 3)
@@ -150,6 +154,7 @@ def run_phase(
         write_whole(folder / DONE, json.dumps(record, indent=1))
         for name in ("last.ckpt", "best.ckpt"):
             (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return record
 
 
@@ -159,6 +164,26 @@ def _run_estimator(
     torch.manual_seed(derived_seed(seed, phase.name))
     train, tuning = (data.loader(s, view=phase.view, batch_size=recipe.batch_size) for s in ("train", "tuning"))
     return {"fitted": phase.fit(train, tuning)}
+
+
+def _run_preference(
+    model: Model,
+    phase: PreferencePhase,
+    data: ClinicalData,
+    recipe: Recipe,
+    trainer: TrainerFactory,
+    folder: Path,
+    seed: int,
+    loggers: Sequence[Logger],
+) -> dict[str, Any]:
+    try:
+        from ehrlab.training.preference import run_preference  # TRL is an extra, and takes seconds to import
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"phase '{phase.name}': expected the packages of the extra llm, found no {error.name}. "
+            'Install them: pip install -c constraints.txt -e ".[llm]"'
+        ) from error
+    return run_preference(model, phase, data, recipe, trainer, folder, seed, loggers)
 
 
 def _run_lightning(
@@ -176,16 +201,16 @@ def _run_lightning(
     phase.begin()
     # Lightning's own save_last=True writes only when the best was written: it would lose every epoch since.
     last = folder / "last.ckpt"
-    best = _Checkpoint(folder, "best", monitor=recipe.monitor, mode=recipe.mode)
+    scores = {"risk": (recipe.monitor, recipe.mode), "loss": ("val/loss", "min"), "last": (None, "max")}
+    monitor, mode = scores[phase.select]
+    best = _Checkpoint(folder, "best", monitor=monitor, mode=mode)
     callbacks = [*callbacks, best, _Checkpoint(folder, last.stem)]  # in this order: the last one knows the best
     # Only for somebody who looks: in a log file a bar is noise.
     show_progress = bool(getattr(trainer_factory, "keywords", {}).get("enable_progress_bar")) and sys.stdout.isatty()
     if show_progress:
         callbacks.append(RichProgressBar(leave=False))
-    if recipe.patience:
-        callbacks.append(
-            EarlyStopping(recipe.monitor, mode=recipe.mode, patience=recipe.patience, check_on_train_epoch_end=True)
-        )
+    if recipe.patience and monitor is not None:
+        callbacks.append(EarlyStopping(monitor, mode=mode, patience=recipe.patience, check_on_train_epoch_end=True))
     trainer = _for_turns(trainer_factory, len(phase.turns))(
         max_epochs=recipe.max_epochs,
         callbacks=callbacks,
@@ -209,12 +234,11 @@ def _run_lightning(
         {k.removeprefix("model."): v for k, v in selected["state_dict"].items() if k.startswith("model.")}
     )
     trainer.strategy.barrier()
-    assert best.best_model_score is not None
     return {
         "epochs": trainer.current_epoch,
         "best_epoch": int(selected["epoch"]),
-        "monitor": recipe.monitor,
-        "best_score": float(best.best_model_score),
+        "monitor": monitor,
+        "best_score": None if best.best_model_score is None else float(best.best_model_score),
         "resumed_from_epoch": resumed_from,
         "device": str(trainer.strategy.root_device),
         "world_size": trainer.world_size,
