@@ -1,0 +1,212 @@
+"""The exact Bayes risk of every sample of a simulated cohort, given each of several information sets.
+
+codes    the visits' sets of codes in order, and the time from the first visit to the landmark, but not when between the
+         two the visits fell
++time    and when
++labs, +notes  and what the laboratory tests and the notes of the visits say
+latent   the true state at the landmark (its week's and the one before) and the true static traits
+Demographics, and so the risk class, are known in each. What a visit shows is known from its end.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import polars as pl
+
+from ehrlab.core.errors import InputError
+from ehrlab.core.files import replacing
+from ehrlab.simulation import admissions, first_diagnosis
+from ehrlab.simulation.chain import NUM_FAMILY, NUM_RISK
+from ehrlab.simulation.filter import Filter, Histories, Law, law
+from ehrlab.simulation.folder import MARK
+from ehrlab.simulation.knobs import Knobs, turn
+from ehrlab.simulation.population import Floats, Ints, simulate_spec
+from ehrlab.simulation.records import LAYOUTS, SOURCES, Records, code_likelihood, read
+from ehrlab.simulation.spec import RACES, Shape, population
+from ehrlab.simulation.specification import SPECIFICATION
+from ehrlab.simulation.strata import Strata, year_share
+
+log = logging.getLogger(__name__)
+
+
+def write_oracle(
+    raw_root: Path,
+    task: Mapping[str, Any],
+    samples: pl.DataFrame,
+    out: Path,
+    *,
+    subject_ids: Callable[[pl.Series], pl.Series],
+) -> bool:
+    """Write `out`: subject_id, prediction_time and one column per information set, a row per sample in their order.
+
+    raw_root     folder of simulated tables; its mark says which patients are drawn anew
+    task         kind ("first_diagnosis", ...) and the fields of the task
+    samples      subject_id, prediction_time
+    subject_ids  subject ids of the samples from the raw tables' patient ids
+
+    False, with the reason in the log, for a question whose exact risk is not known. InputError for a folder that is no
+    simulated one or of another version, and for samples of other patients.
+    """
+    mark = _mark(raw_root)
+    knobs = Knobs(**{f.name: mark[f.name] for f in fields(Knobs) if f.name in mark})
+    spec = turn(population(mark["preset"], mark["shape"]), knobs)
+    question = _QUESTIONS.get(str(task["kind"]))
+    if question is None:
+        log.info("no exact risk is known for tasks of kind %s", task["kind"])
+        return False
+    if reason := question.refuses(spec.shape, mark["layout"], task):
+        log.info("%s", reason)
+        return False
+    modalities = [name for name in SOURCES if name in str(mark.get("modalities", "")).split()]
+    shards = simulate_spec(spec, int(mark["num_patients"]), int(mark["seed"]))
+    records = read(shards, LAYOUTS[mark["layout"]], samples, modalities, subject_ids)
+    risks = question(spec.shape, mark["layout"], records, task)
+    table = samples.select(
+        pl.col("subject_id").cast(pl.Int64), pl.col("prediction_time").cast(pl.Datetime("us"))
+    ).with_columns(pl.Series(name, values, dtype=pl.Float64) for name, values in risks.items())
+    with replacing(out) as beside:
+        table.write_parquet(beside)
+    return True
+
+
+def information_sets(modalities: Sequence[str]) -> list[tuple[str, ...]]:
+    """The subsets of the modalities, the smallest first: () for codes alone."""
+    return [chosen for size in range(len(modalities) + 1) for chosen in itertools.combinations(modalities, size)]
+
+
+def _beliefs(
+    shape: Shape, law: Law, records: Records, histories: Histories, visits: Ints, rows: Ints
+) -> Iterator[tuple[str, Floats]]:
+    """Information set, and the belief at the landmark given it, for those sets that know when visits fell."""
+    exact = Filter(law, histories)
+    codes = code_likelihood(shape, records.visit_flags[visits])
+    for chosen in information_sets(list(records.evidence)):
+        chain_evidence, family_evidence = codes, np.ones((len(visits), NUM_FAMILY))
+        for name in chosen:
+            chain, family = records.evidence[name]
+            chain_evidence, family_evidence = chain_evidence * chain[visits], family_evidence * family[visits]
+        yield "+".join(("codes", "time", *chosen)), exact.run(chain_evidence, family_evidence)
+    yield "latent", exact.truth(records.trait[rows], records.states[rows])
+
+
+class _FirstDiagnosis:
+    """See first_diagnosis.py."""
+
+    def refuses(self, shape: Shape, layout: str, task: Mapping[str, Any]) -> str | None:
+        if task["window"] != "until":
+            return "no exact risk of a first diagnosis for histories that begin late (task.window is not 'until')"
+        if not self._rule(layout, task).can_tell(law(shape, 0)):
+            return f"no exact risk of a first diagnosis {task['lead_days']} days ahead, within the reach of one stay"
+        return None
+
+    def _rule(self, layout: str, task: Mapping[str, Any]) -> first_diagnosis.Rule:
+        return first_diagnosis.Rule(
+            task["lead_days"], task["num_controls"], task["min_visits"], LAYOUTS[layout].grain_days
+        )
+
+    def __call__(self, shape: Shape, layout: str, records: Records, task: Mapping[str, Any]) -> dict[str, Floats]:
+        rule = self._rule(layout, task)
+        index = records.landmark - rule.grain_days + rule.lead_days
+        # Rounded, because differences of days that are no whole minutes would be many more times than there are.
+        elapsed, which = np.unique(np.round((index - records.first_end) * 1440.0) / 1440.0, return_inverse=True)
+        history: dict[str, Floats] = {}
+        laws = [law(shape, risk) for risk in range(NUM_RISK)]
+        eligible = [first_diagnosis.Eligible(of_risk, rule) for of_risk in laws]
+        futures = first_diagnosis.matching(laws, rule, eligible)
+        values = [e.values(future) for e, future in zip(eligible, futures, strict=True)]
+        population = first_diagnosis.population_likelihoods(laws[0], rule, values, elapsed)[which]
+        for risk, (of_risk, future) in enumerate(zip(laws, futures, strict=True)):
+            rows = np.flatnonzero(records.risk == risk)
+            histories, visits = records.histories(rows, of_risk.weeks)
+            for name, belief in _beliefs(shape, of_risk, records, histories, visits, rows):
+                of_rows = first_diagnosis.likelihoods(future, histories.landmark_week, index[rows], belief)
+                history.setdefault(name, np.empty((records.num_samples, 2)))[rows] = of_rows
+        strata = Strata(shape, layout, task["age_band_years"])
+        shares = strata.of(
+            records.age, year_share(records.entry), records.first_end,
+            records.is_female, records.race == RACES.index("black"), records.risk,
+        )  # fmt: skip
+        matched = np.einsum("nr,nro->no", shares, population)
+        return {name: first_diagnosis.probability(v, matched, rule.num_controls) for name, v in history.items()}
+
+
+class _Admissions:
+    """See admissions.py."""
+
+    def refuses(self, shape: Shape, layout: str, task: Mapping[str, Any]) -> str | None:
+        if shape.stay_days is None:
+            return f"no exact risk of tasks about hospital stays for tables of layout {layout}, whose stays are shorter"
+        return None
+
+    def __call__(self, shape: Shape, layout: str, records: Records, task: Mapping[str, Any]) -> dict[str, Floats]:
+        out: dict[str, Floats] = {}
+        is_known = task["kind"] == "in_hospital_mortality" and task["include_last_admission"]
+        for risk in range(NUM_RISK):
+            of_risk = law(shape, risk)
+            rows = np.flatnonzero(records.risk == risk)
+            histories, visits = records.histories(rows, of_risk.weeks, in_last_visit=is_known)
+            for name, belief in _beliefs(shape, of_risk, records, histories, visits, rows):
+                answer = self._answer(of_risk, records.landmark[rows], histories, belief[:, :, 0], task)
+                out.setdefault(name, np.empty(records.num_samples))[rows] = answer
+        return out
+
+    def _answer(
+        self, of_risk: Law, landmark: Floats, histories: Histories, belief: Floats, task: Mapping[str, Any]
+    ) -> Floats:
+        week, is_diagnosed = (landmark // 7.0).astype(np.int64), histories.diagnosed < of_risk.weeks
+        if task["kind"] == "readmission":
+            return admissions.readmission(
+                of_risk,
+                belief,
+                week + 1,
+                landmark + task["days"],
+                is_diagnosed,
+                keep_early_deaths=task["keep_early_deaths"],
+            )
+        last_stay = admissions.LastStay(of_risk)
+        if task["include_last_admission"]:
+            begun = histories.landmark_week
+            return last_stay.known(belief, begun, week - begun, is_diagnosed)
+        return last_stay.next(belief, week + 1, is_diagnosed)
+
+
+class _Question(Protocol):
+    def refuses(self, shape: Shape, layout: str, task: Mapping[str, Any]) -> str | None:
+        """Why the exact risk is not known, if it is not."""
+
+    def __call__(self, shape: Shape, layout: str, records: Records, task: Mapping[str, Any]) -> dict[str, Floats]:
+        """Per information set the risk of each sample."""
+
+
+_QUESTIONS: dict[str, _Question] = {
+    "first_diagnosis": _FirstDiagnosis(),
+    "in_hospital_mortality": _Admissions(),
+    "readmission": _Admissions(),
+}
+
+
+def _mark(raw_root: Path) -> dict[str, Any]:
+    path = raw_root / MARK
+    try:
+        mark: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        raise InputError(f"exact risk: expected simulated tables with {MARK} in {raw_root}, found none") from None
+    if mark.get("specification") != SPECIFICATION:
+        raise InputError(
+            f"exact risk: expected tables of the simulator's specification {SPECIFICATION}, found "
+            f"{mark.get('specification')} in {raw_root}; simulate the tables again"
+        )
+    if mark.get("layout") not in LAYOUTS:
+        raise InputError(
+            f"exact risk: expected a layout of {', '.join(LAYOUTS)}, found {mark.get('layout')} in {raw_root}; "
+            "choose other tables"
+        )
+    return mark

@@ -1,0 +1,329 @@
+"""The filter for somebody who knows what the visits showed, in order, but not when they fell.
+
+Known: the first visit, which opens the record, with its times; what each visit showed; whether the last one goes on at
+the landmark; the landmark. Unknown: when within the record the later visits fell and how long they took. So the belief
+at the landmark is a sum over all placements of the visits in the weeks.
+
+With z marking weeks, that sum is a coefficient of a power series which a patient's visits build factor by factor:
+    start (1 - z Q)^-1  V_1 z B(z) (1 - z Q)^-1  V_2 z B(z) (1 - z Q)^-1 ...
+Q a week at home without a visit, V_i visit i with what it showed, B(z) the weeks that a visit blocks. Instead of a
+recursion over (weeks x visits), the coefficient is Cauchy's integral, on a contour on which few points are enough:
+
+parabola  of -log z around the poles, which are 1 / the eigenvalues of Q, real in [0, 1]: the error falls like
+          exp(-2 pi N / 3) with N points (Weideman and Trefethen, Math. Comp. 2007)
+circle    with a few points per week, where the weeks are few: exact but for what lies beyond the weeks
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ehrlab.simulation.filter import Histories, Law
+from ehrlab.simulation.population import Floats, Ints
+
+Complex = NDArray[np.complex128]
+
+_MANY_WEEKS = 40  # for the parabola
+_POINTS, _POINTS_PER_VISIT = 20, 1.0  # of the parabola
+_ALIKE = 1.25  # patients whose weeks and visits agree up to this factor share a contour
+_MOST_ROWS = 512
+_NEGLIGIBLE = 1e-11
+
+
+@dataclass(frozen=True, eq=False)
+class Contour:
+    """Coefficient of z^k of a real power series G = Re sum weight * z^-k * G(z). The first point is real."""
+
+    z: Complex
+    weight: Complex
+
+    @classmethod
+    def parabola(cls, weeks: float, num_points: int, most: float) -> Contour:
+        """For coefficients of z^k, k about `weeks`, of a function whose poles lie on the real axis from 1 / most on."""
+        step, mu = 3.0 / num_points, np.pi * num_points / (12.0 * weeks)
+        u = step * np.arange(num_points + 1)
+        weight = (2.0 * mu * step / np.pi * (1.0 + 1j * u)).astype(np.complex128)
+        weight[0] *= 0.5
+        return cls(np.exp(-np.log(most) - mu * (1.0 + 1j * u) ** 2), weight)
+
+    @classmethod
+    def circle(cls, most_weeks: int, most_visits: int) -> Contour:
+        """For coefficients of z^k, k up to `most_weeks`: others enter with the radius to the power of num_points."""
+        num_points = 4 * most_weeks + 8
+        log_radius = np.log(10.0) * (-11.0 - 0.5 * most_visits) / num_points
+        angle = 2.0 * np.pi / num_points * np.arange(num_points // 2 + 1)
+        weight = np.full(len(angle), 2.0 / num_points, np.complex128)
+        weight[[0, -1]] = 1.0 / num_points
+        return cls(np.exp(log_radius + 1j * angle), weight)
+
+
+class _Status:
+    """Matrices of the undiagnosed or of the diagnosed: [trait, state, ...]."""
+
+    def __init__(self, law: Law, is_diagnosed: bool) -> None:
+        weeks = law.after if is_diagnosed else law.before
+        self.quiet, self.blocked, self._shares = weeks.quiet * law.lives, weeks.blocked, law.stays.blocks()
+        self.later_visit = weeks.visit.sum(1) * law.survives[int(is_diagnosed)]
+        self.visit = np.moveaxis(weeks.visit, 1, 2).reshape(law.num_traits, law.num_states, -1)
+        self.diagnosis = np.moveaxis(weeks.diagnosis, 1, 2).reshape(law.num_traits, law.num_states, -1)
+
+    def at(self, z: np.complex128) -> tuple[Floats, Floats]:
+        """(1 - z Q)^-1 and z B(z) (1 - z Q)^-1, each [trait, state, 2 * state]: the real, then the imaginary part."""
+        unit = np.eye(self.quiet.shape[-1], dtype=np.complex128)
+        home = np.linalg.inv(unit - z * self.quiet)
+        power, blocks = np.broadcast_to(unit, home.shape), self._shares[0] * np.broadcast_to(unit, home.shape)
+        for share in self._shares[1:]:
+            power = z * (power @ self.blocked)
+            blocks = blocks + share * power
+        after = z * (blocks @ home)
+        return np.concatenate([home.real, home.imag], -1), np.concatenate([after.real, after.imag], -1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Sums:
+    """Sums over all placements, up to a factor of the patient.
+
+    home      [patient, trait, state] at home before the landmark's week, all visits over
+    arrivals  [patient, weeks ago, trait, state] in the week of the last visit, so many weeks before the landmark's
+    """
+
+    home: Floats
+    arrivals: Floats
+
+
+class UntimedFilter:
+    """As filter.Filter, without the times of the visits after the first.
+
+    ends_at_landmark  the landmark is the end of the last visit; else the landmark is any moment
+    is_survived       False: it is not known how the last visit ended. Then the belief is that in the visit's own week,
+                      and its third axis are the weeks that the visit has blocked
+    """
+
+    def __init__(
+        self, law: Law, histories: Histories, *, ends_at_landmark: bool = False, is_survived: bool = True
+    ) -> None:
+        self.law, self._histories = law, histories
+        self._ends, self._is_survived = ends_at_landmark, is_survived
+        n = histories.num_patients
+        self._visits = np.lexsort((histories.visit_week, histories.visit_patient))
+        patient = histories.visit_patient[self._visits]
+        self._first = np.searchsorted(patient, np.arange(n + 1))
+        self._num_later = np.diff(self._first) - 1
+        # Which visit made the diagnosis: 0, 1, ...; beyond all of them where none did.
+        made = histories.visit_week[self._visits] == histories.diagnosed[patient]
+        self._diagnosed = np.full(n, len(patient) + 1)
+        self._diagnosed[patient[made]] = (np.arange(len(patient)) - self._first[patient])[made]
+        week = (histories.landmark // 7.0).astype(np.int64) if ends_at_landmark else histories.landmark_week
+        self._entry_blocks = histories.last_blocked_week[self._visits[self._first[:-1]]]
+        self._day = histories.landmark - 7.0 * week
+        self._goes_on = np.zeros(n, bool)
+        self._goes_on[histories.visit_patient[histories.going_on]] = True
+        self._weeks = week - self._entry_blocks - 1  # from the first at home to the landmark's
+        self._status = {is_diagnosed: _Status(law, is_diagnosed) for is_diagnosed in (False, True)}
+
+    def run(self, chain_evidence: Floats, family_evidence: Floats) -> Floats:
+        """Beliefs [patient, trait, ahead, state] given likelihoods [visit, event, state] and [visit, family history]."""
+        law, n = self.law, self._histories.num_patients
+        going_on = self._histories.going_on
+        seen = np.where(going_on[:, None, None], 1.0, chain_evidence)
+        family = np.where(going_on[:, None], 1.0, family_evidence)[:, law.has_family]
+        start = self._start(seen, family)
+        out = np.zeros((n, law.num_traits, law.stays.longest + 1, law.num_states))
+        alone = (self._num_later == 0) & (self._weeks < 0)
+        out[alone, :, 0] = self._blocked_entry(start)[alone]
+        if not self._is_survived:
+            only = np.flatnonzero(self._num_later == 0)
+            out[only] = 0.0
+            out[only, :, self._entry_blocks[only]] = start[only]
+        else:
+            only = np.flatnonzero(alone)
+        rest = np.setdiff1d(np.arange(n), only)
+        home = self._blocked_entry(start)
+        for rows, contour in self._groups(rest, home, seen):
+            sums = self._sums(rows, contour, home, seen)
+            out[rows] = self._at_landmark(rows, sums)
+        return out / out.sum((1, 2, 3), keepdims=True)
+
+    def _start(self, seen: Floats, family: Floats) -> Floats:
+        """[patient, trait, state] in the entry week."""
+        law, entry = self.law, self._visits[self._first[:-1]]
+        made = self._diagnosed == 0
+        moves = np.where(made[:, None, None, None], law.entry_diagnosis, law.entry_visit)
+        start = law.prior[:, None] * np.einsum("nkes,nes->nks", moves, seen[entry])
+        if self._is_survived:
+            start *= law.survives[made.astype(np.int64)][:, None]
+        else:
+            survives = law.survives[made.astype(np.int64)]
+            start *= np.where((self._num_later == 0)[:, None], 1.0, survives)[:, None]
+        log_family = np.log(family[self._visits])
+        total = np.add.reduceat(log_family, self._first[:-1])
+        return start * np.exp(total - total.max(1, keepdims=True))[:, :, None]
+
+    def _blocked_entry(self, start: Floats) -> Floats:
+        """After the weeks that the first visit blocks: [patient, trait, state]."""
+        home = start.copy()
+        for status in (False, True):
+            for step in range(self.law.stays.longest):
+                rows = np.flatnonzero((self._entry_blocks > step) & ((self._diagnosed == 0) == status))
+                home[rows] = np.einsum("nks,kst->nkt", home[rows], self._status[status].blocked, optimize=True)
+        return home
+
+    def _at_landmark(self, rows: Ints, sums: _Sums) -> Floats:
+        law, stays, day = self.law, self.law.stays, self._day[rows]
+        num_lags = stays.longest + 1
+        lags = 7.0 * np.arange(num_lags)
+        out = np.zeros((len(rows), law.num_traits, num_lags, law.num_states))
+        if self._ends:
+            over = stays.over_at(lags + day[:, None])
+        else:
+            over = stays.over_by(lags + day[:, None]) - stays.over_by(lags)
+        if not self._is_survived:
+            out += np.einsum("nl,nlks->nkls", over, sums.arrivals)
+            return out
+        for status in (False, True):
+            mine = np.flatnonzero((self._diagnosed[rows] <= self._num_later[rows]) == status)
+            if not len(mine):
+                continue
+            matrices, open_rows = self._status[status], np.zeros(len(rows), bool)
+            open_rows[mine] = True
+            goes_on = np.flatnonzero(open_rows & self._goes_on[rows])
+            ended = np.flatnonzero(open_rows & ~self._goes_on[rows])
+            has_later = (self._num_later[rows] > 0)[:, None, None]
+            begun = np.where(has_later[..., None], sums.arrivals, 0.0)
+            for ago in range(num_lags):
+                out[ended, :, 0] += over[ended, ago, None, None] * begun[ended, ago]
+                if ago == 0:
+                    law_of_ahead = stays.blocks() - stays.blocks_after(day[goes_on])
+                else:
+                    law_of_ahead = np.broadcast_to(stays.blocks(), (len(goes_on), num_lags))
+                ahead = np.pad(law_of_ahead[:, ago:], ((0, 0), (0, ago))).copy()
+                ahead[:, 0] -= over[goes_on, ago]
+                out[goes_on] += np.einsum("na,nks->nkas", ahead, begun[goes_on, ago])
+                begun[mine] = np.einsum("nlks,kst->nlkt", begun[mine], matrices.blocked, optimize=True)
+            if self._ends:
+                continue
+            later = np.einsum("nks,kst->nkt", sums.home[ended], matrices.later_visit, optimize=True)
+            out[ended] += np.einsum("nks,na->nkas", later, stays.blocks_after(day[ended]))
+            out[ended, :, 0] += np.einsum("nks,kst->nkt", sums.home[ended], matrices.quiet, optimize=True)
+        return out
+
+    # ------------------------------------------------------------------------------------------ sums over placements
+    def _groups(self, rows: Ints, home: Floats, seen: Floats) -> Iterator[tuple[Ints, Contour]]:
+        """Patients for whom one contour serves, with as many visits and weeks up to some 25 %."""
+        if not len(rows):
+            return
+        most = max(float(np.abs(np.linalg.eigvals(status.quiet)).max()) for status in self._status.values())
+        later, weeks = self._num_later[rows], self._weeks[rows]
+        of_weeks = np.floor(np.log(weeks + 1) / np.log(_ALIKE)).astype(np.int64)
+        of_visits = np.floor(np.log(later + 4) / np.log(_ALIKE)).astype(np.int64)
+        keys = np.stack([of_weeks, of_visits], axis=1)
+        for key in np.unique(keys, axis=0):
+            group = rows[(keys == key).all(1)]
+            # Most visits first, so that those with visits to come are always the first rows.
+            group = group[np.argsort(-self._num_later[group], kind="stable")]
+            most_weeks, most_visits = int(self._weeks[group].max()), int(self._num_later[group].max())
+            contour = Contour.circle(most_weeks, most_visits)
+            if most_weeks >= _MANY_WEEKS:
+                middle = float(np.exp(np.log(self._weeks[group]).mean()))
+                contour = Contour.parabola(middle, int(_POINTS + _POINTS_PER_VISIT * most_visits), most)
+            for begin in range(0, len(group), _MOST_ROWS):
+                yield group[begin : begin + _MOST_ROWS], contour
+
+    def _sums(self, rows: Ints, contour: Contour, home: Floats, seen: Floats) -> _Sums:
+        law, num_lags = self.law, self.law.stays.longest + 1
+        out = _Sums(
+            np.zeros((len(rows), law.num_traits, law.num_states)),
+            np.zeros((len(rows), num_lags, law.num_traits, law.num_states)),
+        )
+        scales: dict[int, Floats] = {}
+        first, small = np.zeros(len(rows)), 0
+        for z, weight in zip(contour.z, contour.weight, strict=True):
+            size = np.zeros(len(rows))
+            for ordinal, (arrived, at_home) in enumerate(self._series(rows, z, home, seen, scales)):
+                begin, end = np.searchsorted(-self._num_later[rows], (-ordinal, 1 - ordinal))
+                power = weight * np.exp(-self._weeks[rows[begin:end]] * np.log(z))
+                out.home[begin:end] = out.home[begin:end] + _real(power, at_home[:, :, begin:end])
+                size[begin:end] = np.abs(power) * np.abs(at_home[:, :, begin:end]).max((0, 1, 3), initial=0.0)
+                for ago in range(num_lags if ordinal else 0):
+                    out.arrivals[begin:end, ago] += _real(power * z**ago, arrived[:, :, begin:end])
+            first = np.maximum(first, size)
+            small = small + 1 if (size < _NEGLIGIBLE * first).all() else 0
+            if small == 2:
+                break
+        return out
+
+    def _series(
+        self, rows: Ints, z: np.complex128, home: Floats, seen: Floats, scales: dict[int, Floats]
+    ) -> Iterator[tuple[Floats, Floats]]:
+        """After 0, 1, ... later visits: in the week of that visit, and at home after it; each [trait, 2, patient, state].
+
+        The 2 are the real and the imaginary part; patients are those with so many later visits, the first of `rows`.
+        The first pass fills `scales`, by which this and every further pass divide.
+        """
+        law, later = self.law, self._num_later[rows]
+        at = {
+            status: self._status[status].at(z) for status in ((False, True) if self._any_diagnosed(rows) else (False,))
+        }
+        now = np.empty((law.num_traits, 2, len(rows), law.num_states))
+        start = np.moveaxis(home[rows], 1, 0)
+        for status, (stays_home, _) in at.items():
+            mine = np.flatnonzero((self._diagnosed[rows] == 0) == status)
+            now[:, :, mine] = _split(start[:, mine] @ stays_home)
+        self._rescale(now, 0, scales)
+        yield now, now
+        for ordinal in range(1, int(later.max(initial=0)) + 1):
+            active = int(np.searchsorted(-later, -ordinal, side="right"))
+            made = self._diagnosed[rows[:active]]
+            shown = seen[self._visits[self._first[rows[:active]] + ordinal]]
+            arrived = np.empty((law.num_traits, 2, active, law.num_states))
+            for status, name, mine in self._kinds(made, ordinal):
+                flat = getattr(self._status[status], name)
+                moved = now[:, :, mine].reshape(law.num_traits, -1, law.num_states) @ flat
+                moved = moved.reshape(law.num_traits, 2, len(mine), -1, law.num_states)
+                arrived[:, :, mine] = np.einsum("kines,nes->kins", moved, shown[mine])
+            ends_here = (later[:active] == ordinal)[:, None]
+            survives = law.survives[(made <= ordinal).astype(np.int64)]
+            arrived *= survives if self._is_survived else np.where(ends_here, 1.0, survives)
+            self._rescale(arrived, ordinal, scales)
+            now = np.empty_like(arrived)
+            for status, (_, returns) in at.items():
+                mine = np.flatnonzero((made <= ordinal) == status)
+                real, imaginary = (_split(arrived[:, part, mine] @ returns) for part in (0, 1))
+                now[:, 0, mine] = real[:, 0] - imaginary[:, 1]
+                now[:, 1, mine] = real[:, 1] + imaginary[:, 0]
+            yield arrived, now
+
+    def _any_diagnosed(self, rows: Ints) -> bool:
+        return bool((self._diagnosed[rows] <= self._num_later[rows]).any())
+
+    @staticmethod
+    def _kinds(made: Ints, ordinal: int) -> Iterator[tuple[bool, str, Ints]]:
+        """Which matrices visit number `ordinal` has: of the diagnosed or not, and of a visit or the diagnosis."""
+        for status, name, mine in (
+            (False, "visit", made > ordinal),
+            (False, "diagnosis", made == ordinal),
+            (True, "visit", made < ordinal),
+        ):
+            if mine.any():
+                yield status, name, np.flatnonzero(mine)
+
+    @staticmethod
+    def _rescale(values: Floats, ordinal: int, scales: dict[int, Floats]) -> None:
+        if ordinal not in scales:
+            scales[ordinal] = np.abs(values).sum((0, 1, 3))
+        values /= scales[ordinal][:, None]
+
+
+def _split(values: Floats) -> Floats:
+    """[trait, patient, 2 * state] -> [trait, 2, patient, state]."""
+    return np.moveaxis(values.reshape(*values.shape[:2], 2, -1), 2, 1)
+
+
+def _real(factor: Complex, values: Floats) -> Floats:
+    """Re(factor * values): [patient, trait, state] from values [trait, 2, patient, state]."""
+    real, imaginary = values[:, 0], values[:, 1]
+    return np.moveaxis(factor.real[:, None] * real - factor.imag[:, None] * imaginary, 0, 1)
