@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import yaml
 
+from ehrlab.evaluation.oracle import compare
 from ehrlab.evaluation.risk import evaluate
 
 # Large odd numbers that no count, metric or hash of a test will contain by chance.
@@ -40,6 +41,17 @@ def predictions(
     )
 
 
+def exact_risks(table: pl.DataFrame, *, sets: Mapping[str, float] | None = None) -> pl.DataFrame:
+    """An oracle of the samples of `table`: information set -> how well its risk separates their labels."""
+    keys = [name for name in ("subject_id", "prediction_time", "label") if name in table.columns]
+    noise = np.random.default_rng(11).normal(size=len(table))
+    logits = {
+        name: noise + skill * table["boolean_value"].to_numpy() - 1
+        for name, skill in (sets or {"codes": 2.0, "codes+time": 2.5, "latent": 4.0}).items()
+    }
+    return table.select(keys).with_columns(**{name: 1 / (1 + np.exp(-logit)) for name, logit in logits.items()})
+
+
 def write_run(
     results: Path,
     *,
@@ -56,16 +68,23 @@ def write_run(
     cohort: Mapping[str, Any] | None = None,
     table: pl.DataFrame | None = None,
     folder_row: str | None = None,
+    oracle: pl.DataFrame | str | None = None,
     done: bool = True,
 ) -> Path:
-    """One run folder; `folder_row` replaces a row that is no file name."""
+    """One run folder; `folder_row` replaces a row that is no file name. `oracle`: its table, or why there is none."""
     folder = results / data / task / (folder_row or row) / config_hash / f"seed={seed}"
     folder.mkdir(parents=True)
     table = predictions(seed=seed) if table is None else table
     table.write_parquet(folder / "predictions.parquet")
     meta = {"row": row, "model": model, "variant": variant, "data": data, "task": task, "seed": seed}
     write_json(folder / "run.json", {**meta, "simulated": simulated, "hash": config_hash})
-    write_json(folder / "metrics.json", evaluate(table, num_bootstrap=20))
+    metrics = evaluate(table, num_bootstrap=20)
+    if isinstance(oracle, pl.DataFrame):
+        oracle.write_parquet(folder / "oracle.parquet")
+        metrics["oracle"] = compare(table, oracle, "codes+time", num_bootstrap=20)
+    elif oracle is not None:
+        metrics["oracle"] = {"reason": oracle}
+    write_json(folder / "metrics.json", metrics)
     write_json(
         folder / "provenance.json",
         {

@@ -14,7 +14,7 @@ from hydra.errors import ConfigCompositionException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from ehrlab.run.compose import row_name
+from ehrlab.run.compose import BACKBONE, row_name
 
 REPOSITORY = Path(__file__).parents[2]
 CONF = REPOSITORY / "conf"
@@ -191,7 +191,7 @@ def test_a_misspelt_key_fails(override: str) -> None:
 @pytest.mark.parametrize("baselines", files("baselines"))
 def test_models_of_a_baseline_set_have_files_and_pending_ones_have_none(baselines: str) -> None:
     chosen = config(f"baselines={baselines}").baselines
-    assert set(chosen.models) <= set(files("model"))
+    assert set(chosen.models) <= {*files("model"), BACKBONE}
     assert not set(chosen.get("pending", [])) & set(chosen.models)
 
 

@@ -1,4 +1,4 @@
-"""`trainer=smoke data=toy` for every file in conf/model: from nothing to metrics, predictions and a page."""
+"""`trainer=smoke data=toy` for every risk model in conf/model: from nothing to metrics, predictions and a page."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 from safetensors.torch import load_file
 
-from tiny import names
+from tiny import RISK_MODELS
 
 FILES = {
     "DONE",
@@ -16,13 +16,14 @@ FILES = {
     "identity.json",
     "metrics.json",
     "model.safetensors",
+    "oracle.parquet",
     "predictions.parquet",
     "provenance.json",
     "run.json",
 }
 
 
-@pytest.fixture(params=names("model"))
+@pytest.fixture(params=RISK_MODELS)
 def model(request):
     return request.param
 

@@ -8,7 +8,7 @@ plain bootstrap).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from scipy.special import stdtr
 
 from ehrlab.core.errors import InputError
 from ehrlab.evaluation.metrics import FloatArray
-from ehrlab.evaluation.resampling import Interval, Predictions, percentile_interval
+from ehrlab.evaluation.resampling import Interval, Predictions, Resampled, percentile_interval
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,25 @@ def paired_difference(ours: ResampledRow, theirs: ResampledRow, metric: str) -> 
     p_value = min(1.0, 2 * (tail + 1) / (len(finite) + 1))
     detectable = 2.8 * float(finite.std(ddof=1)) if len(finite) > 1 else np.nan
     return Difference(value, interval.low, interval.high, p_value, detectable, len(common))
+
+
+def prior_risk(test: Predictions, *, num_bootstrap: int = 1000, seed: int = 0) -> Resampled:
+    """The share of positives, to which PR-AUC tends without any skill: the mean over labels that have both classes."""
+    shares = test.resample_means([scores.as_given(scores.labels) for scores in test.scores], num_bootstrap, seed)
+    known = [
+        share if scores.has_both_classes else replace(share, value=np.nan) for scores, share in zip(test.scores, shares)
+    ]
+    return test.macro([{"prior": share} for share in known])["prior"]
+
+
+def standing_at(row: ResampledRow, metric: str, number: Resampled) -> ResampledRow:
+    """A row of the same seeds and samples whose metric is `number`: what a claim of equality is compared with."""
+    num_seeds = len(row.seeds)
+    return replace(
+        row,
+        values={metric: np.full(num_seeds, number.value)},
+        resamples={metric: np.repeat(number.resamples[:, None], num_seeds, axis=1)},
+    )
 
 
 def require_same_samples(ours: pl.DataFrame, theirs: pl.DataFrame, our_name: str, their_name: str) -> None:

@@ -61,6 +61,12 @@ class Scores:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def as_given(self, sorted_values: NDArray[np.generic]) -> FloatArray:
+        """Numbers of the sorted samples (`labels`, `probabilities`, ...) in the order in which samples were given."""
+        given = np.empty(len(self))
+        given[self.order] = sorted_values
+        return given
+
     @property
     def has_both_classes(self) -> bool:
         return bool(self.labels.any() and not self.labels.all())

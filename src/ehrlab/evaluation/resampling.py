@@ -122,6 +122,21 @@ class Predictions:
             for value, block in zip(values, blocks)
         ]
 
+    def resample_means(self, values: Sequence[FloatArray], num_bootstrap: int, seed: int) -> list[Resampled]:
+        """Per label: the mean over samples of a number of each, `[n]` in the order of `keys`, and its resamples `[R]`.
+
+        The same seed draws the same subjects as `resample` does.
+        """
+        if num_bootstrap < 0:
+            raise InputError(f"num_bootstrap: expected 0 or more resamples, found {num_bootstrap}")
+        blocks: list[list[FloatArray]] = [[np.empty(0)] for _ in values]
+        for counts in self._subject_counts(num_bootstrap, seed):
+            for column, number, clusters in zip(blocks, values, self.clusters):
+                weights = counts[:, clusters]
+                total = weights.sum(axis=1)
+                column.append(np.divide(weights @ number, total, out=np.full(len(total), np.nan), where=total > 0))
+        return [Resampled(float(number.mean()), np.concatenate(column)) for number, column in zip(values, blocks)]
+
     def macro(self, per_label: list[dict[str, Resampled]]) -> dict[str, Resampled]:
         """Mean over the labels on which the metric is defined; with one score set, that set's numbers.
 

@@ -27,10 +27,10 @@ def evaluate(predictions: pl.DataFrame | Path | str, *, num_bootstrap: int = 100
         for scores, part in zip(test.scores, per_label)
     ]
     if not test.has_labels:
-        return {"held_out": _written(per_label[0], reasons[0]), **counts}
+        return {"held_out": written(per_label[0], reasons[0]), **counts}
     of_labels = {
         str(label): {
-            "held_out": _written(part, why),
+            "held_out": written(part, why),
             "num_samples": len(scores),
             "num_subjects": len(np.unique(clusters)),
             "num_positive": int(scores.labels.sum()),
@@ -38,12 +38,15 @@ def evaluate(predictions: pl.DataFrame | Path | str, *, num_bootstrap: int = 100
         for label, part, why, scores, clusters in zip(test.labels, per_label, reasons, test.scores, test.clusters)
     }
     undefined_everywhere = dict.fromkeys(METRICS, "undefined for every label")
-    return {"held_out": _written(test.macro(per_label), undefined_everywhere), "labels": of_labels, **counts}
+    return {"held_out": written(test.macro(per_label), undefined_everywhere), "labels": of_labels, **counts}
 
 
-def _written(numbers: Mapping[str, Resampled], reasons: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Metric -> {"value", "low", "high"} with None for NaN, and the reason beside it."""
-    written: dict[str, dict[str, Any]] = {}
+def written(numbers: Mapping[str, Resampled], reasons: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Metric -> {"value", "low", "high"} with None for NaN, and the reason beside it.
+
+    `reasons`: why a value is NaN, for each that is.
+    """
+    entries: dict[str, dict[str, Any]] = {}
     for name, number in numbers.items():
         interval = percentile_interval(number.value, number.resamples)
         entry: dict[str, Any] = {
@@ -52,5 +55,5 @@ def _written(numbers: Mapping[str, Resampled], reasons: Mapping[str, str]) -> di
         }
         if interval.reason is not None:
             entry["reason"] = reasons[name] if entry["value"] is None else interval.reason
-        written[name] = entry
-    return written
+        entries[name] = entry
+    return entries

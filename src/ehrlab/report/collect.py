@@ -1,8 +1,9 @@
 """Runs gathered into groups and rows, and the numbers that a table shows."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.table import Table
@@ -10,8 +11,13 @@ from rich.text import Text
 
 from ehrlab.core.errors import InputError
 from ehrlab.evaluation.comparison import Difference, ResampledRow, holm, paired_difference, resample_row
-from ehrlab.evaluation.metrics import METRICS
+from ehrlab.evaluation.metrics import METRICS, Metric
+from ehrlab.evaluation.oracle import DISTANCES, Distance, resample_distances
+from ehrlab.evaluation.resampling import Interval
 from ehrlab.report.runs import Run, load_runs
+
+MEASURES: Mapping[str, Metric | Distance] = {**METRICS, **DISTANCES}
+"""All that a table can show. Distances exist on simulated data only."""
 
 SIMULATED = "simulated cohort"
 MAIN_METRIC = "pr_auc"
@@ -47,8 +53,27 @@ class Row:
     def values(self, metric: str) -> list[float]:
         return [value for run in self.runs if (value := run.value(metric)) is not None]
 
+    @property
+    def reference(self) -> str | None:
+        """The information set that the row's distances are measured from; None unless all its runs have them."""
+        references = {run.reference for run in self.runs}
+        return references.pop() if len(references) == 1 else None
+
     def resampled(self, metrics: Sequence[str], num_bootstrap: int) -> ResampledRow:
-        return resample_row({run.seed: run.predictions for run in self.runs}, metrics, num_bootstrap=num_bootstrap)
+        """Metrics and distances under the same resamples; distances are NaN where there is no oracle."""
+        tests = {run.seed: run.predictions for run in self.runs}
+        row = resample_row(tests, [name for name in metrics if name in METRICS], num_bootstrap=num_bootstrap)
+        if not (names := [name for name in metrics if name in DISTANCES]):
+            return row
+        if self.reference is None:
+            nothing = {name: np.full(len(row.seeds), np.nan) for name in names}
+            away = replace(
+                row, values=nothing, resamples={k: np.tile(v, (num_bootstrap, 1)) for k, v in nothing.items()}
+            )
+        else:
+            oracle = self.runs[0].oracle
+            away = resample_distances(tests, oracle, self.reference, names, num_bootstrap=num_bootstrap)
+        return replace(row, values={**row.values, **away.values}, resamples={**row.resamples, **away.resamples})
 
 
 @dataclass(frozen=True)
@@ -69,6 +94,15 @@ class Group:
     @property
     def runs(self) -> list[Run]:
         return [run for row in self.rows for run in row.runs]
+
+    @property
+    def has_oracle(self) -> bool:
+        """Whether the distance of any row to the best possible is known."""
+        return any(run.reference is not None for run in self.runs)
+
+    @property
+    def shown_metrics(self) -> tuple[str, ...]:
+        return (*SHOWN_METRICS, "regret") if self.has_oracle else SHOWN_METRICS
 
     @property
     def cohort(self) -> dict[str, object] | None:
@@ -92,12 +126,13 @@ def comparison_table(run_folders: Sequence[Path]) -> Table:
     table.add_column("model", min_width=min(40, max(len(row.name) for group in groups for row in group.rows)))
     if len(groups) > 1:
         table.add_column("data / task")
-    for metric in CONSOLE_METRICS:
+    metrics = (*CONSOLE_METRICS, "regret") if any(group.has_oracle for group in groups) else CONSOLE_METRICS
+    for metric in metrics:
         # May break at a space where a console is narrow: a number on two lines is read, a name cut short is not.
-        table.add_column(METRICS[metric].label + (" x100" if METRICS[metric].percent else ""), justify="right")
+        table.add_column(MEASURES[metric].label + (" x100" if MEASURES[metric].percent else ""), justify="right")
     for group in groups:
         for row in group.rows:
-            cells = [show_summary(row.summary(metric), metric, "+-") for metric in CONSOLE_METRICS]
+            cells = [show_summary(row.summary(metric), metric, "+-") for metric in metrics]
             # Text, not str: rich would read [brackets] in a row's name as markup.
             place = [Text(group.title)] if len(groups) > 1 else []
             table.add_row(Text(row.name), *place, *cells)
@@ -107,6 +142,8 @@ def comparison_table(run_folders: Sequence[Path]) -> Table:
         first = groups[0].rows[0].runs[0].metrics
         share = first["num_positive"] / first["num_samples"]
         notes += [groups[0].title, f"a constant risk has a PR-AUC of {100 * share:.1f}"]
+    if "regret" in metrics:
+        notes.append("regret: PR-AUC of the exact risk given the same, minus the model's")
     if unfinished:
         notes.append(f"{len(unfinished)} unfinished runs left out")
     table.caption = Text("; ".join(notes))
@@ -160,15 +197,25 @@ def show(value: float, metric: str) -> str:
     """
     if not np.isfinite(value):
         return "undefined"
-    return f"{value * 100:.1f}" if METRICS[metric].percent else f"{value:.3f}"
+    return f"{value * 100:.1f}" if MEASURES[metric].percent else f"{value:.3f}"
 
 
 def show_summary(summary: Summary, metric: str, plus_minus: str = "±") -> str:
-    """`70.1 ± 0.6 (5)`; without the spread for one seed; `undefined` where no seed has a value."""
+    """`70.1 ± 0.6 (5)`; without the spread for one seed.
+
+    Where no seed has a value: `undefined`, or a dash for a distance, which needs an oracle.
+    """
     if summary.num == 0:
-        return "undefined"
+        return "–" if metric in DISTANCES else "undefined"
     spread = f" {plus_minus} {show(summary.std, metric)}" if summary.num > 1 else ""
     return f"{show(summary.mean, metric)}{spread} ({summary.num})"
+
+
+def stored_interval(entry: Mapping[str, Any]) -> Interval:
+    """An entry {"value", "low", "high"} of metrics.json; NaN for what is None or missing."""
+    numbers = [entry.get(key) for key in ("value", "low", "high")]
+    value, low, high = (np.nan if number is None else float(number) for number in numbers)
+    return Interval(value, low, high)
 
 
 def show_p(p: float) -> str:
@@ -188,7 +235,7 @@ def show_difference(value: float, metric: str) -> str:
     """A signed difference in the units of `show`."""
     if not np.isfinite(value):
         return "undefined"
-    return f"{value * 100:+.1f}" if METRICS[metric].percent else f"{value:+.3f}"
+    return f"{value * 100:+.1f}" if MEASURES[metric].percent else f"{value:+.3f}"
 
 
 def show_range(low: float, high: float, metric: str) -> str:
@@ -198,6 +245,6 @@ def show_range(low: float, high: float, metric: str) -> str:
 
 def metric_header(metric: str) -> str:
     """`PR-AUC ×100 ↑`: unit and the better direction."""
-    entry = METRICS[metric]
+    entry = MEASURES[metric]
     arrow = {1: " ↑", -1: " ↓", 0: ""}[entry.better]
     return entry.label + (" ×100" if entry.percent else "") + arrow

@@ -1,7 +1,7 @@
 """A report as data, and its two printed forms: one self-contained HTML page and Markdown with PNG files beside it."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -93,8 +93,8 @@ def to_markdown(document: Document) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def write_document(document: Document, out: Path, csv: str) -> Path:
-    """index.html, report.md, results.csv and figures/*.png in the folder `out`; returns the page's path.
+def write_document(document: Document, out: Path, tables: Mapping[str, str]) -> Path:
+    """index.html, report.md, figures/*.png and a CSV for each of `tables` in `out`; returns the page's path.
 
     Pictures that an earlier rendering left in `figures/` and that are no longer part of the page are removed.
     """
@@ -105,7 +105,8 @@ def write_document(document: Document, out: Path, csv: str) -> Path:
     for stale in (out / "figures").glob("*.png"):
         if stale.name not in names:
             stale.unlink()
-    write_atomically(out / "results.csv", csv)
+    for name, csv in tables.items():
+        write_atomically(out / f"{name}.csv", csv)
     write_atomically(out / "report.md", to_markdown(document))
     return write_atomically(out / "index.html", to_html(document))
 

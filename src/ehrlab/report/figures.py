@@ -14,6 +14,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
+from matplotlib.transforms import offset_copy
 
 from ehrlab.evaluation.curves import CalibrationBin, grid
 from ehrlab.evaluation.metrics import FloatArray
@@ -21,7 +22,9 @@ from ehrlab.evaluation.metrics import FloatArray
 # Seven hues that differ for colour-blind readers and show on white and on dark grey; then again with dashes.
 _COLOURS = ("#2f7fc1", "#d9812b", "#2f9e77", "#c2569b", "#8a74d6", "#a58a1f", "#cf4b5a")
 _DASHES = ("-", "--", ":")
+_MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">", "*")  # of what models are compared with
 _INK = "#14181d"  # stands for the page's text colour: replaced in the SVG, dark on white in the PNG
+NO_SKILL = "no skill"
 MOST_LINES = len(_COLOURS) * len(_DASHES)
 
 _STYLE: Any = {
@@ -48,6 +51,104 @@ class Figure:
     name: str
     svg: Markup
     png: bytes
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A number with its interval (NaN where there is none). `is_reference`: not a model's."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    is_reference: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """Numbers over an axis with their intervals; all `[n]`, NaN where there is none. `is_reference`: not a model's."""
+
+    name: str
+    x: FloatArray
+    y: FloatArray
+    low: FloatArray
+    high: FloatArray
+    is_reference: bool = False
+
+
+def bars_figure(name: str, bars: Sequence[Bar], lines: Mapping[str, float], label: str, scale: float) -> Figure:
+    """Numbers with their intervals, one to a row from above, and upright lines to compare them with.
+
+    The last of the lines is dotted. `scale` multiplies every number.
+    """
+
+    def draw(canvas: Canvas) -> None:
+        axes = canvas.subplots()
+        for place, bar in enumerate(bars):
+            value, low, high = (scale * number for number in (bar.value, bar.low, bar.high))
+            colour = _INK if bar.is_reference else _COLOURS[0]
+            axes.plot([low, high], [place, place], color=colour, linewidth=1.2)
+            axes.plot([value], [place], color=colour, marker="D" if bar.is_reference else "o", markersize=4)
+        for index, number in enumerate(lines.values()):
+            is_last = index == len(lines) - 1
+            axes.axvline(scale * number, color=_INK, linewidth=0.8, linestyle=":" if is_last else "--")
+        axes.set_yticks(range(len(bars)), [_shown(bar.name) for bar in bars])
+        axes.set(ylim=(len(bars) - 0.5, -0.5), xlabel=label)
+        axes.grid(visible=False, axis="y")
+
+    return _render(name, (7.5, 0.9 + 0.24 * len(bars)), draw)
+
+
+def dose_figure(
+    name: str,
+    panels: Mapping[str, Sequence[Line]],
+    x_label: str,
+    ticks: Mapping[float, str],
+    *,
+    is_log: bool,
+) -> Figure:
+    """Panel title -> lines over one common axis, with intervals. Models in colour, references in the text's colour."""
+
+    def draw(canvas: Canvas) -> None:
+        rows = np.atleast_1d(canvas.subplots(1, len(panels)))
+        drawn: dict[str, Any] = {}
+        for axes, (title, lines) in zip(rows, panels.items()):
+            models = [line.name for line in lines if not line.is_reference]
+            references = [line.name for line in lines if line.is_reference]
+            if is_log:
+                axes.set_xscale("log")
+            for line in lines:
+                style: dict[str, Any] = {"color": _INK, "linewidth": 1.0, "markersize": 3.5}
+                if line.name == NO_SKILL:
+                    # A line over one dose has no length.
+                    style |= (
+                        {"linestyle": ":"}
+                        if len(line.x) > 1
+                        else {"marker": "_", "markersize": 16, "markeredgewidth": 1.5}
+                    )
+                elif line.is_reference:
+                    style |= {"linestyle": "--", "marker": _MARKERS[references.index(line.name) % len(_MARKERS)]}
+                else:
+                    index = models.index(line.name)
+                    colour, dashes = _COLOURS[index % len(_COLOURS)], _DASHES[index // len(_COLOURS) % len(_DASHES)]
+                    # Beside each other, so that equal numbers hide no interval.
+                    beside = offset_copy(axes.transData, canvas, 3 * (index - (len(models) - 1) / 2), units="points")
+                    style |= {"color": colour, "linestyle": dashes, "linewidth": 1.5, "marker": "o"}
+                    style["transform"] = beside
+                    axes.vlines(line.x, line.low, line.high, color=colour, linewidth=1.0, transform=beside)
+                (drawn[line.name],) = axes.plot(line.x, line.y, **style)
+                # What is drawn beside its place does not count for the limits by itself.
+                points = np.column_stack([np.tile(line.x, 3), np.concatenate([line.y, line.low, line.high])])
+                axes.update_datalim(points[np.isfinite(points).all(axis=1)])
+            axes.autoscale_view()
+            axes.set(title=title, xlabel=x_label)
+            axes.set_xticks(list(ticks), list(ticks.values()))
+            axes.minorticks_off()
+        names = [_shown(line) for line in drawn]
+        canvas.legend(list(drawn.values()), names, loc="outside lower center", ncols=min(4, len(drawn)))
+
+    count = len({line.name for lines in panels.values() for line in lines})
+    return _render(name, (3.6 * len(panels), 3.2 + 0.2 * ((count + 3) // 4)), draw)
 
 
 def curves_figure(
@@ -157,10 +258,14 @@ def _lines(axes: Axes, lines: Mapping[str, tuple[FloatArray, FloatArray]], marke
 
 
 def _legend(canvas: Canvas, axes: Axes, names: Sequence[str]) -> None:
-    # A label that begins with "_" means "hide me" to matplotlib; a space before it does not show.
-    shown = [f" {name}" if name.startswith("_") else name for name in names]
+    shown = [_shown(name) for name in names]
     if shown:
         canvas.legend(axes.get_lines()[: len(shown)], shown, loc="outside lower center", ncols=min(4, len(shown)))
+
+
+def _shown(name: str) -> str:
+    """A label that begins with "_" means "hide me" to matplotlib; a space before it does not show."""
+    return f" {name}" if name.startswith("_") else name
 
 
 def _render(name: str, size: tuple[float, float], draw: Callable[[Canvas], None]) -> Figure:

@@ -12,9 +12,11 @@ from ehrlab.report.sections import (
     banner,
     cohort_section,
     curves_section,
+    oracle_section,
     present,
     provenance_section,
     reproduce_section,
+    resampled_for_page,
     results_section,
     settings_section,
     training_section,
@@ -45,7 +47,7 @@ def write_runs(
     groups = group_runs(runs)
     published = read_published_cohorts(published_cohorts) if published_cohorts else None
     document = Document(title, _lead(groups), _sections(groups, published, num_unfinished), banner(groups))
-    return write_document(document, out, long_table(runs).write_csv())
+    return write_document(document, out, {"results": long_table(runs).write_csv()})
 
 
 def _lead(groups: Sequence[Group]) -> str:
@@ -62,9 +64,13 @@ def _lead(groups: Sequence[Group]) -> str:
 
 def _sections(groups: Sequence[Group], published: PublishedCohorts | None, num_unfinished: int) -> list[Section]:
     runs = [run for group in groups for run in group.runs]
+    results: list[Section | None] = []
+    for group in groups:
+        resampled = resampled_for_page(group)
+        results += [results_section(group, resampled), oracle_section(group, resampled)]
     return present(
         [
-            *(results_section(group) for group in groups),
+            *results,
             cohort_section(groups, published),
             *(curves_section(group) for group in groups),
             reproduce_section(runs),

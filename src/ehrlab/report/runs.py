@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from ehrlab.core.errors import InputError
+from ehrlab.evaluation.oracle import DISTANCES, Oracle
 from ehrlab.evaluation.resampling import Predictions
 from ehrlab.report.files import read_json, read_yaml
 
@@ -47,12 +48,25 @@ class Run:
         return Predictions.read(self.folder / "predictions.parquet")
 
     @cached_property
+    def oracle(self) -> Oracle:
+        """Exact risks of the test samples; only of a run with a `reference`."""
+        return Oracle.read(self.folder / "oracle.parquet")
+
+    @property
+    def reference(self) -> str | None:
+        """The oracle's information set that holds what the model was given; None without an oracle."""
+        reference = self.metrics.get("oracle", {}).get("reference")
+        return None if reference is None else str(reference)
+
+    @cached_property
     def config(self) -> dict[str, Any]:
         return read_yaml(self.folder / "config.yaml")
 
     def value(self, metric: str) -> float | None:
-        """The metric on the held-out samples, None where it is undefined or was not computed."""
-        value = self.metrics["held_out"].get(metric, {}).get("value")
+        """The metric, or the distance to the oracle, on the held-out samples; None where it is undefined or was not
+        computed."""
+        part = self.metrics.get("oracle", {}) if metric in DISTANCES else self.metrics["held_out"]
+        value = part.get(metric, {}).get("value")
         return None if value is None else float(value)
 
 
@@ -114,9 +128,11 @@ def long_table(runs: Sequence[Run]) -> pl.DataFrame:
     """One row per run and metric (and label): the content of results.csv. Aggregates only, nothing of a patient."""
     rows = []
     for run in runs:
-        parts = [(None, run.metrics), *run.metrics.get("labels", {}).items()]
-        for label, part in parts:
-            for metric, entry in part["held_out"].items():
+        oracle = run.metrics.get("oracle", {})
+        parts = [(None, run.metrics, oracle)]
+        parts += [(k, part, oracle.get("labels", {}).get(k, {})) for k, part in run.metrics.get("labels", {}).items()]
+        for label, part, exact in parts:
+            for metric, entry in {**part["held_out"], **_of_oracle(exact)}.items():
                 rows.append(
                     {
                         "row": run.row,
@@ -152,3 +168,10 @@ def long_table(runs: Sequence[Run]) -> pl.DataFrame:
         **dict.fromkeys(("config_hash", "data_fingerprint", "commit"), text),
     }
     return pl.DataFrame(rows, schema=schema)
+
+
+def _of_oracle(exact: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The model's distances, and the oracle's own metrics as `oracle/<information set>/<metric>`."""
+    distances = {name: exact[name] for name in DISTANCES if name in exact}
+    sets = exact.get("sets", {}).items()
+    return distances | {f"oracle/{name}/{metric}": entry for name, part in sets for metric, entry in part.items()}

@@ -5,25 +5,29 @@ from typing import Any
 
 import numpy as np
 
-from ehrlab.evaluation.comparison import Difference, row_interval
+from ehrlab.evaluation.comparison import Difference, ResampledRow, row_interval
 from ehrlab.evaluation.curves import SMALLEST_BIN, CalibrationBin, calibration_bins, precision_recall_curve, roc_curve
 from ehrlab.evaluation.metrics import METRICS, FloatArray, Scores
+from ehrlab.evaluation.oracle import SET_METRICS
 from ehrlab.report.cohorts import PublishedCohorts, cohort_grid
 from ehrlab.report.collect import (
     MAIN_METRIC,
+    MEASURES,
     SHOWN_METRICS,
     Group,
     Row,
     differences_to_first,
     holm_of,
     metric_header,
+    show,
     show_difference,
     show_p,
     show_range,
     show_summary,
+    stored_interval,
 )
 from ehrlab.report.document import Block, Code, Grid, Paragraph, Picture, Section
-from ehrlab.report.figures import MOST_LINES, curves_figure, file_name, history_figure
+from ehrlab.report.figures import MOST_LINES, NO_SKILL, Bar, bars_figure, curves_figure, file_name, history_figure
 from ehrlab.report.history import CURVES, read_history
 from ehrlab.report.runs import Run
 
@@ -36,17 +40,20 @@ def banner(groups: Iterable[Group]) -> str | None:
     return BANNER if any(group.simulated for group in groups) else None
 
 
-def results_section(group: Group) -> Section:
+def resampled_for_page(group: Group) -> dict[str, ResampledRow]:
+    """What `results_section` and `oracle_section` draw from; the resamples are most of the work of a page."""
+    metrics = (*group.shown_metrics, "kl") if group.has_oracle else group.shown_metrics
+    return group.resampled(metrics, num_comparisons=len(group.rows) - 1)
+
+
+def results_section(group: Group, resampled: Mapping[str, ResampledRow]) -> Section:
     """Every row's mean, spread and interval, then the first row against each other one."""
-    resampled = group.resampled(SHOWN_METRICS, num_comparisons=len(group.rows) - 1)
     num_resamples = len(resampled[group.rows[0].name].resamples[MAIN_METRIC])
     rows = []
     for row in group.rows:
         cells = [row.name]
-        for metric in SHOWN_METRICS:
-            interval = row_interval(resampled[row.name], metric)
-            bounds = show_range(interval.low, interval.high, metric)
-            cells.append(f"{show_summary(row.summary(metric), metric)}\n{bounds}".strip())
+        for metric in group.shown_metrics:
+            cells.append(_with_interval(row, resampled[row.name], metric))
         rows.append(cells)
     counts = group.runs[0].metrics
     blocks: list[Block] = [
@@ -55,7 +62,7 @@ def results_section(group: Group) -> Section:
             f"{counts['num_positive']:,} positive. Mean ± standard deviation over seeds (number of seeds), and the "
             f"95 % interval of that mean under {num_resamples:,} bootstrap resamples of patients and seeds."
         ),
-        Grid(["Model", *map(metric_header, SHOWN_METRICS)], rows),
+        Grid(["Model", *map(metric_header, group.shown_metrics)], rows),
     ]
     blocks += _undefined(group)
     if len(group.rows) > 1:
@@ -72,6 +79,66 @@ def results_section(group: Group) -> Section:
             Paragraph(DETECTABLE),
         ]
     return Section(f"Results: {group.title}", blocks)
+
+
+ORACLE = (
+    "The records are simulated by a known process, so the exact risk of each sample is known: its probability of being "
+    "positive given an information set, by filtering over every hidden course that fits what was recorded. No model "
+    "that is given no more can do better, but for chance."
+)
+
+
+def oracle_section(group: Group, resampled: Mapping[str, ResampledRow] | None = None) -> Section | None:
+    """How far each row is from the exact risk given the same, beside what other information would be worth.
+
+    None where no run has anything to say of an oracle: real data, and runs of versions without one.
+    """
+    title = f"Distance to the best possible: {group.title}"
+    first = next((run for run in group.runs if run.reference is not None), None)
+    if first is None:
+        reasons = {str(run.metrics["oracle"]["reason"]) for run in group.runs if "oracle" in run.metrics}
+        return (
+            Section(title, [Paragraph(f"No exact risk: {reason}.") for reason in sorted(reasons)]) if reasons else None
+        )
+    metrics = (*SET_METRICS, "regret", "kl")
+    if resampled is None:
+        resampled = group.resampled(metrics, num_comparisons=0)
+    rows, bars = [], []
+    for row in group.rows:
+        cells = [_with_interval(row, resampled[row.name], metric) for metric in metrics]
+        rows.append([row.name, row.reference or "not known", *cells])
+        interval = row_interval(resampled[row.name], MAIN_METRIC)
+        bars.append(Bar(row.name, interval.value, interval.low, interval.high))
+    sets = first.metrics["oracle"]["sets"]
+    references = [name for name in sets if any(row.reference == name for row in group.rows)]
+    for name, part in sets.items():
+        cells = [_entry_with_interval(part[metric], metric) for metric in SET_METRICS]
+        rows.append(["exact risk", name, *cells, show(0.0, "regret") if name in references else "–", "–"])
+        main = stored_interval(part[MAIN_METRIC])
+        bars.append(Bar(f"exact risk: {name}", main.value, main.low, main.high, is_reference=True))
+    counts = first.metrics
+    prior = counts["num_positive"] / counts["num_samples"]
+    lines = {f"exact risk: {name}": stored_interval(sets[name][MAIN_METRIC]).value for name in references}
+    figure = bars_figure(
+        file_name("distance", group.data, group.task, group.fingerprint[:8]),
+        bars,
+        {**lines, NO_SKILL: prior},
+        metric_header(MAIN_METRIC),
+        scale=100,
+    )
+    text = (
+        f"Regret: {MEASURES[MAIN_METRIC].label} of the exact risk given the same as the model, minus the model's, on "
+        f"the same resampled patients. KL: mean Kullback-Leibler divergence of the model's risk from that exact risk, "
+        f"in nats; 0 is the exact risk itself. A constant risk has a PR-AUC of {show(prior, MAIN_METRIC)}. Rows of the "
+        f"exact risk with more than a model is given say what that information would be worth; latent: the true hidden "
+        f"state at the prediction time, beyond anything recorded."
+    )
+    caption = (
+        "PR-AUC with 95 % intervals: models above, the exact risk given each information set below. Lines: the exact "
+        "risk given what the models are given; dotted: no skill."
+    )
+    header = ["", "Given", *map(metric_header, metrics)]
+    return Section(title, [Paragraph(ORACLE), Grid(header, rows), Paragraph(text), Picture(figure, caption)])
 
 
 DETECTABLE = (
@@ -113,11 +180,17 @@ def cohort_section(groups: Sequence[Group], published: PublishedCohorts | None) 
 def curves_section(group: Group) -> Section:
     """PR, ROC and calibration curves, the mean over seeds (and labels) of each row."""
     precision_recall, roc, calibration = {}, {}, {}
-    for row in group.rows[:MOST_LINES]:
+    for row in group.rows[: MOST_LINES - 1]:
         sets = [scores for run in row.runs for scores in run.predictions.scores]
         precision_recall[row.name] = _mean_curve([precision_recall_curve(scores) for scores in sets])
         roc[row.name] = _mean_curve([roc_curve(scores) for scores in sets])
         calibration[row.name] = _pooled_calibration(sets)
+    for run in {run.reference: run for run in reversed(group.runs) if run.reference is not None}.values():
+        sets = run.oracle.predictions(run.predictions, run.reference or "").scores
+        name = f"exact risk: {run.reference}"
+        precision_recall[name] = _mean_curve([precision_recall_curve(scores) for scores in sets])
+        roc[name] = _mean_curve([roc_curve(scores) for scores in sets])
+        calibration[name] = _pooled_calibration(sets)
     sets = group.runs[0].predictions.scores
     prevalence = float(np.mean([scores.labels.mean() for scores in sets]))
     figure = curves_figure(
@@ -131,8 +204,8 @@ def curves_section(group: Group) -> Section:
         f"Test set of {group.title}. Curves are means over seeds on 101 grid points; calibration bins hold at least "
         f"{SMALLEST_BIN} samples per seed. Dotted: no skill (precision-recall, ROC), perfect calibration."
     )
-    if len(group.rows) > MOST_LINES:
-        caption += f" The first {MOST_LINES} of {len(group.rows)} rows are drawn."
+    if len(group.rows) >= MOST_LINES:
+        caption += f" The first {MOST_LINES - 1} of {len(group.rows)} rows are drawn."
     return Section(f"Curves: {group.title}", [Picture(figure, caption)])
 
 
@@ -234,6 +307,19 @@ def unfinished_section(number: int) -> Section | None:
 
 def present(sections: Iterable[Section | None]) -> list[Section]:
     return [section for section in sections if section is not None]
+
+
+def _with_interval(row: Row, resampled: ResampledRow, metric: str) -> str:
+    """Mean, spread and number of seeds; below, the interval."""
+    interval = row_interval(resampled, metric)
+    bounds = show_range(interval.low, interval.high, metric)
+    return f"{show_summary(row.summary(metric), metric)}\n{bounds}".strip()
+
+
+def _entry_with_interval(entry: Mapping[str, Any], metric: str) -> str:
+    """The same of an entry of metrics.json."""
+    stored = stored_interval(entry)
+    return f"{show(stored.value, metric)}\n{show_range(stored.low, stored.high, metric)}".strip()
 
 
 def _undefined(group: Group) -> list[Block]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +62,10 @@ def _belongs_to_model(override: str) -> bool:
     return o.key_or_group in {"model", "variant", "baselines"} or o.key_or_group.startswith(("model.", "model/"))
 
 
+BACKBONE = "backbone"
+"""In a baseline set: the model that the one on top is built on, alone."""
+
+
 def entries(cfg: DictConfig) -> list[Entry]:
     """The model on top, then each model of the baseline set with the same data, task, protocol and seeds."""
     hydra_cfg = HydraConfig.get()
@@ -70,13 +74,24 @@ def entries(cfg: DictConfig) -> list[Entry]:
     top = Entry(row_name(choices["model"], variant, overrides), choices["model"], variant, cfg)
     shared = [o for o in overrides if not _belongs_to_model(o)]
     rivals = []
-    for name in cfg.baselines.models:
+    for listed in cfg.baselines.models:
+        name = _backbone(choices) if listed == BACKBONE else listed
         row = row_name(name, "none", shared)
         if row == top.row:
             continue
         rival = compose("config", [*shared, f"model={name}", "variant=none"], return_hydra_config=False)
         rivals.append(Entry(row, name, "none", rival))
     return [top, *rivals]
+
+
+def _backbone(choices: Mapping[str, Any]) -> str:
+    name = choices.get("model@model.backbone")
+    if name is None:
+        raise InputError(
+            f"baselines: model '{choices['model']}' has no backbone of its own. Choose model=meddiffusion, or other "
+            "baselines."
+        )
+    return str(name)
 
 
 def seeds(cfg: DictConfig) -> list[int]:

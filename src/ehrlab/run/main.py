@@ -29,6 +29,7 @@ from ehrlab.data.prepare import ClinicalData, prepare
 from ehrlab.data.sources import Source
 from ehrlab.evaluation.risk import evaluate
 from ehrlab.run.compose import Entry, entries, is_multirun, plain, seeds
+from ehrlab.run.oracle import ExactRisks, exact_risks
 from ehrlab.run.provenance import provenance
 from ehrlab.run.store import (
     RunFolder,
@@ -38,7 +39,7 @@ from ehrlab.run.store import (
     write_json,
 )
 from ehrlab.run.sweep import index_experiment, index_sweep, show
-from ehrlab.simulation import SPECIFICATION
+from ehrlab.simulation import SPECIFICATION, sequences
 from ehrlab.training.predict import predict
 from ehrlab.training.recipe import Recipe
 from ehrlab.training.runner import agreed, close_loggers, is_rank_zero, run_phase, save_weights, seed_model
@@ -84,27 +85,31 @@ def _main(cfg: DictConfig) -> None:
             "(trainer=gpu launcher=joblib or slurm), or start a single run under DDP."
         )
     data_name = str(cfg.data.name)
-    source = _open_source(cfg)
+    source = open_source(cfg)
     for entry in matrix:
         _check_requirements(entry, source.provides, data_name)
     if is_rank_zero() and (pending := cfg.baselines.get("pending")):
         log.info("baselines: not built yet, and so not in the table: %s", ", ".join(pending))
 
+    task = instantiate(cfg.task)
     data = prepare(
         source,
-        instantiate(cfg.task),
+        task,
         Path(cfg.paths.cache),
         split=plain(cfg.split),
         visits=plain(cfg.visits),
         simulated=source.simulated,
     )
+    exact = None
     if is_rank_zero():
         _announce(cfg, data)
+        if source.simulated:
+            exact = exact_risks(source, task, data, Path(cfg.paths.cache))
 
     finished = []
     for entry in matrix:
         for seed in run_seeds:
-            finished.append(_run(entry, seed, data))
+            finished.append(_run(entry, seed, data, exact))
     if not is_rank_zero():
         return
     if is_multirun():  # SweepReport shows the whole sweep at its end
@@ -116,12 +121,12 @@ def _main(cfg: DictConfig) -> None:
         show(finished, Path(cfg.paths.reports) / slug(f"{data_name}-{cfg.task.name}-{matrix[0].row}"))
 
 
-def _open_source(cfg: DictConfig) -> Source:
+def open_source(cfg: DictConfig) -> Source:
     """The data source; without a root, raw tables are simulated first, in the same layout."""
     root = cfg.data.root
     if root is None:
         settings = {k: v for k, v in plain(cfg.data.simulation).items() if k != "_partial_"}
-        key = content_hash({**settings, "specification": SPECIFICATION})[:16]
+        key = content_hash({**settings, "specification": [SPECIFICATION, sequences.SPECIFICATION]})[:16]
         folder = Path(cfg.paths.cache) / "simulated" / f"{cfg.data.name}-{cfg.task.name}-{key}"
         write = instantiate(cfg.data.simulation)
         root = build_once(folder, write)
@@ -176,8 +181,8 @@ def _folder(entry: Entry, content: Mapping[str, Any]) -> Path:
     return rows / config_hash(content) / f"seed={content['seed']}"
 
 
-def _run(entry: Entry, seed: int, data: ClinicalData) -> Path:
-    """One model, one seed: skipped if finished, resumed if begun."""
+def _run(entry: Entry, seed: int, data: ClinicalData, exact: ExactRisks | None) -> Path:
+    """One model, one seed: skipped if finished, resumed if begun. `exact` is rank 0's, for simulated data."""
     content = identity(entry, seed, data)
     run = RunFolder(_folder(entry, content), content)
     if not is_rank_zero():  # rank 0 holds the run, and writes all of it
@@ -195,7 +200,13 @@ def _run(entry: Entry, seed: int, data: ClinicalData) -> Path:
         predictions = predict(model, data, "held_out", batch_size=entry.cfg.training.batch_size, device=device)
         with replacing(run.path / "predictions.parquet") as beside:
             predictions.write_parquet(beside)
-        metrics = evaluate(predictions, num_bootstrap=entry.cfg.bootstrap.num_resamples, seed=entry.cfg.bootstrap.seed)
+        bootstrap = {"num_bootstrap": entry.cfg.bootstrap.num_resamples, "seed": entry.cfg.bootstrap.seed}
+        metrics = evaluate(predictions, **bootstrap)
+        if exact is not None:
+            metrics["oracle"], best = exact.judge(predictions, model.requires, **bootstrap)
+            if best is not None:
+                with replacing(run.path / "oracle.parquet") as beside:
+                    best.write_parquet(beside)
         origin = provenance(data.fingerprint, time.perf_counter() - started, device)
         _record(entry, seed, data, run, metrics, origin, model)
         run.finish()

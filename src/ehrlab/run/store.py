@@ -13,7 +13,7 @@ from typing import Any
 
 from ehrlab.core.errors import InputError
 from ehrlab.core.files import locked, write_whole
-from ehrlab.core.model import EstimatorPhase, Phase
+from ehrlab.core.model import AnyPhase
 
 DONE = "DONE"
 
@@ -44,7 +44,7 @@ def write_json(path: Path, content: Any) -> None:
     write_whole(path, json.dumps(content, indent=1, sort_keys=True))
 
 
-def shared_phase_folder(results: Path, phase: Phase | EstimatorPhase, identity: Mapping[str, Any]) -> Path:
+def shared_phase_folder(results: Path, phase: AnyPhase, identity: Mapping[str, Any]) -> Path:
     """Where a phase lies that several runs share: named by all that determines it, so that it is trained once."""
     kept = without(identity, phase.ignores)
     return results / "phases" / f"{phase.name}-{content_hash(kept)[:16]}"
