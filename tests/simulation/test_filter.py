@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from scipy.integrate import quad
 
+from ehrlab.simulation import admissions
 from ehrlab.simulation.filter import Filter, Histories, Law, Weeks
 from ehrlab.simulation.first_diagnosis import (
     Eligible,
@@ -20,8 +22,9 @@ from ehrlab.simulation.first_diagnosis import (
 )
 from ehrlab.simulation.spec import MIMIC, TRINETX
 from ehrlab.simulation.stays import Stays
+from ehrlab.simulation.untimed import UntimedFilter
 
-TRAITS, EVENTS, STATES = 2, 2, 2
+TRAITS, EVENTS, STATES, WEEKS = 2, 2, 2, 5
 LONG = Stays(replace(MIMIC, stay_days=(3.0, 2.2, 0.3, 6.0)))  # blocks at most one week
 SHORT = Stays(TRINETX)
 
@@ -70,25 +73,23 @@ def _length_by(stays: Stays, days: float) -> float:
     return 0.0 if days < 0.3 else 1.0 if days >= 6.0 else 1.0 / (1.0 + (days / 3.0) ** -2.2)
 
 
-def _chance(
-    stays: Stays, blocks: int, begin: tuple[float, float], over: tuple[float, float], *, entry: bool = False
-) -> float:
+@functools.cache
+def _chance(stays: Stays, blocks: int, begin: tuple[float, float], over: tuple[float, float]) -> float:
     """P(begun between two days of the week, over between two, blocking so many weeks)."""
     low, high = max(over[0], 7.0 * blocks), min(over[1], 7.0 * blocks + 7.0)
-    if high <= low:
+    if high <= low or begin[1] <= begin[0]:
         return 0.0
-    if entry:
-        return _length_by(stays, high) - _length_by(stays, low)
     edges = sorted({min(max(b, begin[0]), begin[1]) for e in (low, high) for b in (e, e - 0.3, e - 6.0, *begin)})
     return sum(
-        quad(lambda u: (_length_by(stays, high - u) - _length_by(stays, low - u)) / 7.0, a, b, epsabs=1e-13)[0]
+        quad(lambda u: (_length_by(stays, high - u) - _length_by(stays, low - u)) / 7.0, a, b, epsabs=1e-14)[0]
         for a, b in itertools.pairwise(edges)
     )
 
 
-def _density(stays: Stays, day: float) -> float:
-    """Of the day on which a visit is over."""
-    return (_length_by(stays, day) - (_length_by(stays, day - 7.0) if day >= 7.0 else 0.0)) / 7.0
+def _density(stays: Stays, blocks: int, day: float) -> float:
+    """Of the day on which a visit is over that blocks so many weeks."""
+    before = _length_by(stays, day - 7.0) if day >= 7.0 else 0.0
+    return (_length_by(stays, day) - before) / 7.0 if blocks == day // 7 else 0.0
 
 
 # --------------------------------------------------------------------------------------------------------- every path
@@ -98,7 +99,7 @@ class Visit:
     event: int
     state: int
     blocks: int
-    is_first_diagnosis: bool
+    is_diagnosis: bool
     is_fatal: bool
 
 
@@ -106,224 +107,345 @@ class Visit:
 class Path:
     trait: int
     visits: tuple[Visit, ...]
-    states: tuple[int, ...]
+    died: int | None  # week of a death elsewhere
     weight: float  # without the law of the visits' moments
 
 
-def _paths(law: Law) -> Iterator[Path]:
-    for trait in range(law.num_traits):
-        yield from _extend(law, trait, (), (), law.prior[trait], 0, 0, False)
+@functools.cache
+def _paths(stays: Stays) -> tuple[Path, ...]:
+    """Paths that differ only where no test looks (weeks without a visit, what the third visit shows) are one."""
+    law, out = _law(WEEKS, stays), dict[Path, float]()
+    for trait in range(TRAITS):
+        for path in _extend(law, trait, (), law.prior[trait], 0, 0, 0, False):
+            later = tuple(replace(visit, event=0, state=0) for visit in path.visits[2:])
+            key = Path(trait, path.visits[:2] + later, path.died, 0.0)
+            out[key] = out.get(key, 0.0) + path.weight
+    return tuple(replace(path, weight=weight) for path, weight in out.items())
 
 
 def _extend(
-    law: Law,
-    trait: int,
-    visits: tuple[Visit, ...],
-    states: tuple[int, ...],
-    weight: float,
-    week: int,
-    blocked: int,
-    diagnosed: bool,
+    law: Law, trait: int, visits: tuple[Visit, ...], weight: float, week: int, state: int, blocked: int, ill: bool
 ) -> Iterator[Path]:
     if weight == 0.0:
         return
     if week == law.weeks:
-        yield Path(trait, visits, states, weight)
+        yield Path(trait, visits, None, weight)
         return
-    weeks = law.after if diagnosed else law.before
+    weeks = law.after if ill else law.before
     for new in range(STATES):
-        path = (*states, new)
         if blocked:
-            yield from _extend(
-                law,
-                trait,
-                visits,
-                path,
-                weight * weeks.blocked[trait, states[-1], new],
-                week + 1,
-                blocked - 1,
-                diagnosed,
-            )
+            moved = weight * weeks.blocked[trait, state, new]
+            yield from _extend(law, trait, visits, moved, week + 1, new, blocked - 1, ill)
             continue
         if week:
-            quiet = weight * weeks.quiet[trait, states[-1], new]
-            yield from _extend(law, trait, visits, path, quiet * law.lives, week + 1, 0, diagnosed)
-            yield Path(trait, visits, path, quiet * (1.0 - law.lives))
-        for event, first in itertools.product(range(EVENTS), (False, True)):
+            quiet = weight * weeks.quiet[trait, state, new]
+            yield from _extend(law, trait, visits, quiet * law.lives, week + 1, new, 0, ill)
+            yield Path(trait, visits, week, quiet * (1.0 - law.lives))
+        for event, makes in itertools.product(range(EVENTS), (False, True)):
             if week:
-                move = (weeks.diagnosis if first else weeks.visit)[trait, event, states[-1], new]
+                came = weight * (weeks.diagnosis if makes else weeks.visit)[trait, event, state, new]
             else:
-                move = (law.entry_diagnosis if first else law.entry_visit)[trait, event, new]
-            ill = diagnosed or first
-            survives = law.survives[int(ill), new]
+                came = weight * (law.entry_diagnosis if makes else law.entry_visit)[trait, event, new]
+            survives = law.survives[int(ill or makes), new]
             for blocks in range(law.stays.longest + 1):
-                visit = Visit(week, event, new, blocks, first, False)
-                dead = replace(visit, is_fatal=True)
-                yield Path(trait, (*visits, dead), path, weight * move * (1.0 - survives))
-                yield from _extend(law, trait, (*visits, visit), path, weight * move * survives, week + 1, blocks, ill)
+                visit = Visit(week, event, new, blocks, makes, False)
+                yield Path(trait, (*visits, replace(visit, is_fatal=True)), None, came * (1.0 - survives))
+                yield from _extend(law, trait, (*visits, visit), came * survives, week + 1, new, blocks, ill or makes)
 
 
-Key = tuple[tuple[int, int, bool, bool], ...]
+Key = tuple[tuple[tuple[int, int, bool, bool], ...], int | None]
 
 
-def _summed(law: Law, weigh: Callable[[Path], float]) -> dict[Key, float]:
-    """Total weight of the paths with the same visits: (week, blocked weeks, first diagnosis, fatal) each."""
+def _summed(stays: Stays, weigh: Callable[[Path], float]) -> dict[Key, float]:
+    """Total weight of the paths with the same visits (week, blocked weeks, diagnosis, fatal) and the same death."""
     out: dict[Key, float] = {}
-    for path in _paths(law):
-        if (weight := path.weight * weigh(path)) > 0.0:
-            key = tuple((v.week, v.blocks, v.is_first_diagnosis, v.is_fatal) for v in path.visits)
-            out[key] = out.get(key, 0.0) + weight
+    for path in _paths(stays):
+        if factor := weigh(path):
+            key = tuple((v.week, v.blocks, v.is_diagnosis, v.is_fatal) for v in path.visits), path.died
+            out[key] = out.get(key, 0.0) + path.weight * factor
     return out
 
 
-def _outcome(stays: Stays, key: Key, index: float, moments: dict[int, Callable[[int], float]]) -> tuple[float, float]:
-    """Density of a case and probability of a control at `index`; `moments`: week -> P(what is seen of it | blocks)."""
-
-    def chance(week: int, blocks: int) -> float:
-        return moments[week](blocks) if week in moments else _chance(stays, blocks, (0.0, 7.0), (0.0, 99.0))
-
-    chances = [chance(week, blocks) for week, blocks, _, _ in key]
-    for i, (week, blocks, first, _) in enumerate(key):
-        if first:
-            day = index - 7.0 * week
-            made = _density(stays, day) if week not in moments and blocks == day // 7 else 0.0
-            return float(np.prod(chances[:i] + chances[i + 1 :])) * made, 0.0
-    week, blocks, _, _ = key[-1]
-    if week in moments and blocks == 0 and stays is SHORT:
-        return 0.0, 0.0
-    late = _chance(stays, blocks, (0.0, 7.0), (index - 7.0 * week, 99.0)) if week not in moments else 0.0
-    return 0.0, float(np.prod(chances[:-1])) * late
-
-
+# ------------------------------------------------------------------------------------------------------- what is seen
 @dataclass(frozen=True)
 class Seen:
     week: int
     start: float  # day of the week
     end: float  # day of the week; inf where it goes on at the landmark
+    is_diagnosis: bool = False
 
 
-def _likelihood(visit: int) -> np.ndarray:
-    return 0.1 + np.random.default_rng(visit).random((EVENTS, STATES))
+@dataclass(frozen=True)
+class History:
+    stays: Stays
+    landmark: float
+    seen: tuple[Seen, ...]
 
+    @property
+    def week(self) -> int:
+        return int(np.ceil(self.landmark / 7.0)) - 1
 
-CASES = {
-    "quiet": (LONG, 15.5, [Seen(0, 0.0, 2.5), Seen(1, 1.0, 4.0)]),
-    "stay over in the landmark's week": (LONG, 15.5, [Seen(0, 0.0, 5.0), Seen(1, 5.0, 7.9)]),
-    "visit in the landmark's week": (LONG, 16.5, [Seen(0, 0.0, 2.5), Seen(2, 0.5, 1.5)]),
-    "stay that goes on": (LONG, 16.5, [Seen(0, 0.0, 2.5), Seen(2, 1.0, np.inf)]),
-    "stay that goes on from the week before": (LONG, 14.5, [Seen(0, 0.0, 2.5), Seen(1, 4.0, np.inf)]),
-    "landmark at a week's end": (LONG, 14.0, [Seen(0, 0.0, 2.5)]),
-    "dates only": (SHORT, 16.0, [Seen(0, 0.0, 0.0), Seen(1, 3.0, 3.0)]),
-    "visit on the landmark's date": (SHORT, 16.0, [Seen(0, 0.0, 0.0), Seen(2, 1.0, 1.0)]),
-}
-WEEKS = 5
+    @functools.cached_property
+    def shown(self) -> np.ndarray:
+        return 0.1 + np.random.default_rng(3).random((len(self.seen), EVENTS, STATES))
 
+    @functools.cached_property
+    def told(self) -> np.ndarray:
+        return 0.1 + np.random.default_rng(4).random((len(self.seen), TRAITS))
 
-@pytest.mark.parametrize("name", list(CASES))
-def test_history_weighs_outcomes_as_the_enumeration_of_all_paths_does(name: str) -> None:
-    stays, landmark, seen = CASES[name]
-    law, grain = _law(WEEKS, stays), int(stays is SHORT)
-    rule = Rule(lead_days=16 if stays is LONG else 14, num_controls=3, min_visits=2, grain_days=grain)
-    index = landmark - grain + rule.lead_days
-    week = int(np.ceil(landmark / 7)) - 1
-    shown = np.stack([_likelihood(i) for i in range(len(seen))])
-    family = np.array([[0.3, 0.9], [0.8, 0.5]])[: len(seen)]
-    going_on = [not np.isfinite(s.end) for s in seen]
+    def filters(self, law: Law, *, ends: bool = False, survived: bool = True) -> tuple[Filter, UntimedFilter]:
+        histories = Histories(
+            landmark=np.array([self.landmark]),
+            visit_patient=np.zeros(len(self.seen), np.int64),
+            visit_week=np.array([s.week for s in self.seen]),
+            visit_start=np.array([7 * s.week + s.start for s in self.seen]),
+            visit_end=np.array([7 * s.week + s.end for s in self.seen]),
+            visit_survived=np.ones(len(self.seen), bool),
+            diagnosed=np.array([*(s.week for s in self.seen if s.is_diagnosis), law.weeks][:1]),
+        )
+        return Filter(law, histories), UntimedFilter(law, histories, ends_at_landmark=ends, is_survived=survived)
 
-    moments: dict[int, Callable[[int], float]] = {}
-    for s in seen:
-        if np.isfinite(s.end):
-            moments[s.week] = lambda blocks, s=s: float(blocks == s.end // 7)
-        else:
-            lasted = landmark - 7 * s.week - s.start
-            moments[s.week] = lambda blocks, s=s, lasted=lasted: max(
-                _length_by(stays, 7 * blocks + 7 - s.start) - _length_by(stays, max(7 * blocks - s.start, lasted)), 0.0
-            )
-    if week not in moments:
-        moments_open = landmark - 7.0 * week
-
-    def weigh(path: Path) -> float:
-        weight = 1.0
-        begun = [v for v in path.visits if v.week < week or (v.week == week and week in moments)]
-        if [v.week for v in begun] != [s.week for s in seen]:
+    def weigh(self, path: Path) -> float:
+        """What the visits show, where the path's first visits can be those that are seen."""
+        if len(path.visits) < len(self.seen):
             return 0.0
-        for i, visit in enumerate(begun):
-            if visit.is_first_diagnosis and not going_on[i]:
+        weight = 1.0
+        for i, (visit, seen) in enumerate(zip(path.visits, self.seen, strict=False)):
+            if np.isinf(seen.end):
+                continue
+            if visit.is_diagnosis != seen.is_diagnosis:
                 return 0.0
-            if not going_on[i]:
-                weight *= shown[i, visit.event, visit.state] * family[i, path.trait]
+            weight *= self.shown[i, visit.event, visit.state] * self.told[i, path.trait]
         return weight
 
+    def chance(self, key: Key, is_timed: bool, ends: bool) -> float:
+        """P(moments as seen), times the density of what is seen exactly where it is not the same for all paths."""
+        visits, died = key
+        out = 1.0
+        for i, ((week, blocks, _, _), seen) in enumerate(zip(visits, self.seen, strict=False)):
+            edge = self.landmark - 7.0 * week
+            if is_timed or i == 0:
+                if week != seen.week:
+                    return 0.0
+                if np.isfinite(seen.end):
+                    out *= float(blocks == seen.end // 7)
+                else:
+                    tail = [_length_by(self.stays, d - seen.start) for d in (7 * blocks + 7, max(7 * blocks, edge))]
+                    out *= max(tail[0] - tail[1], 0.0)
+            elif edge <= 0.0:
+                return 0.0
+            elif ends and i == len(self.seen) - 1:
+                out *= _density(self.stays, blocks, edge)
+            elif np.isfinite(seen.end):
+                out *= _chance(self.stays, blocks, (0.0, 7.0), (0.0, edge))
+            else:
+                out *= _chance(self.stays, blocks, (0.0, min(7.0, edge)), (edge, 99.0))
+        for week, blocks, makes, fatal in visits[len(self.seen) :]:
+            if week < self.week or (ends and week == self.week):
+                return 0.0
+            if week == self.week:
+                # Neither a case nor a control is diagnosed or dies within days of the landmark.
+                out *= (
+                    0.0
+                    if makes or fatal
+                    else _chance(self.stays, blocks, (self.landmark - 7.0 * week, 7.0), (0.0, 99.0))
+                )
+        if died is not None and died <= self.week:
+            return 0.0
+        return out
+
+
+def _moment(stays: Stays, key: Key, first: int, last: int | None = None) -> float:
+    """P(some moment or other) of the visits from number `first` on."""
+    return float(np.prod([_chance(stays, v[1], (0.0, 7.0), (0.0, 99.0)) for v in key[0][first:last]]))
+
+
+def _later(history: History, key: Key) -> int:
+    """The number of the first visit whose moments `History.chance` has left open."""
+    return next((i for i, v in enumerate(key[0]) if i >= len(history.seen) and v[0] > history.week), len(key[0]))
+
+
+HISTORIES = {
+    "nothing in the landmark's week": History(LONG, 15.5, (Seen(0, 0.0, 2.5), Seen(1, 1.0, 4.0))),
+    "stay over in the landmark's week": History(LONG, 15.5, (Seen(0, 0.0, 5.0), Seen(1, 5.0, 7.9))),
+    "visit in the landmark's week": History(LONG, 16.5, (Seen(0, 0.0, 2.5), Seen(2, 0.5, 1.5))),
+    "stay that goes on": History(LONG, 16.5, (Seen(0, 0.0, 2.5), Seen(2, 1.0, np.inf))),
+    "stay that goes on since the week before": History(LONG, 14.5, (Seen(0, 0.0, 2.5), Seen(1, 4.0, np.inf))),
+    "landmark at a week's end": History(LONG, 14.0, (Seen(0, 0.0, 2.5),)),
+    "dates only": History(SHORT, 16.0, (Seen(0, 0.0, 0.0), Seen(1, 3.0, 3.0))),
+    "visit on the landmark's date": History(SHORT, 16.0, (Seen(0, 0.0, 0.0), Seen(2, 1.0, 1.0))),
+}
+
+
+@pytest.mark.parametrize("is_timed", [True, False])
+@pytest.mark.parametrize("name", list(HISTORIES))
+def test_case_and_control_weigh_as_in_the_enumeration_of_all_paths(name: str, is_timed: bool) -> None:
+    history = HISTORIES[name]
+    stays = history.stays
+    law, grain = _law(WEEKS, stays), int(stays is SHORT)
+    rule = Rule(lead_days=16 if stays is LONG else 14, num_controls=3, min_visits=2, grain_days=grain)
+    index = history.landmark - grain + rule.lead_days
     expected = np.zeros(2)
-    for key, weight in _summed(law, weigh).items():
-        known = dict(moments)
-        if week not in moments:
-            known_open = lambda blocks: _chance(stays, blocks, (moments_open, 7.0), (0.0, 99.0))  # noqa: E731
-            if any(w == week and first for w, _, first, _ in key):
-                continue  # a diagnosis within days of the landmark is neither outcome
-            known[week] = known_open
-        expected += weight * np.array(_outcome(stays, key, index, known))
-
-    histories = Histories(
-        landmark=np.array([landmark]),
-        visit_patient=np.zeros(len(seen), np.int64),
-        visit_week=np.array([s.week for s in seen]),
-        visit_start=np.array([7 * s.week + s.start for s in seen]),
-        visit_end=np.array([7 * s.week + s.end for s in seen]),
-        visit_survived=np.ones(len(seen), bool),
-        diagnosed=np.array([law.weeks]),
-    )
-    belief = Filter(law, histories).run(shown, family)
+    for key, weight in _summed(stays, history.weigh).items():
+        weight *= history.chance(key, is_timed, ends=False)
+        begin = _later(history, key)
+        if weight and begin < len(key[0]):
+            expected += weight * np.array(_outcome(stays, key, begin, index))
+    exact = history.filters(law)[not is_timed]
+    belief = exact.run(history.shown, history.told)
     np.testing.assert_allclose(belief.sum(), 1.0)
-    found = likelihoods(Future(law, rule), histories.landmark_week, np.array([index]), belief)[0]
+    found = likelihoods(Future(law, rule), np.array([history.week]), np.array([index]), belief)[0]
     assert min(expected) > 0
-    np.testing.assert_allclose(found[0] / found[1], expected[0] / expected[1], rtol=1e-10)
+    np.testing.assert_allclose(found[0] / found[1], expected[0] / expected[1], rtol=1e-10 if is_timed else 1e-7)
 
 
-@pytest.mark.parametrize("min_visits", [1, 2, 3])
-@pytest.mark.parametrize(("stays", "elapsed"), [(LONG, 28.3), (LONG, 30.0), (LONG, 33.9), (SHORT, 29.0), (SHORT, 33.0)])
-def test_eligible_population_weighs_outcomes_as_the_enumeration_does(
-    stays: Stays, elapsed: float, min_visits: int
-) -> None:
+def _outcome(stays: Stays, key: Key, begin: int, index: float) -> tuple[float, float]:
+    """Density of a case and probability of a control at `index`, over the moments of the visits from `begin` on."""
+    visits, _ = key
+    for i, (week, blocks, makes, _) in enumerate(visits):
+        if makes:
+            if i < begin:
+                return 0.0, 0.0
+            others = _moment(stays, key, begin, i) * _moment(stays, key, i + 1)
+            return others * _density(stays, blocks, index - 7.0 * week), 0.0
+    week, blocks, _, _ = visits[-1]
+    return 0.0, _moment(stays, key, begin, -1) * _chance(
+        stays, blocks, (0.0, 7.0), (max(index - 7.0 * week, 0.0), 99.0)
+    )
+
+
+@pytest.mark.parametrize(
+    ("stays", "elapsed", "min_visits"),
+    [(LONG, 28.3, 2), (LONG, 30.0, 1), (LONG, 33.9, 3), (SHORT, 29.0, 3), (SHORT, 33.0, 2)],
+)
+def test_eligible_population_weighs_as_in_the_enumeration(stays: Stays, elapsed: float, min_visits: int) -> None:
     law, grain = _law(WEEKS, stays), int(stays is SHORT)
     rule = Rule(lead_days=16 if stays is LONG else 14, num_controls=3, min_visits=min_visits, grain_days=grain)
-    total = _summed(law, lambda path: 1.0)
-    corners = np.add.outer([0.0, 0.3, 6.0], 7.0 * np.arange(-1, 2)).ravel()
-    breaks = np.concatenate([corners, corners - elapsed % 7.0, corners - (elapsed - rule.lead_days) % 7.0])
-    breaks = np.unique(breaks)
-    breaks = breaks[(breaks >= 0.3) & (breaks <= 6.0)]
-    if stays is SHORT:
-        nodes = [(0.0, 1.0)]
-    else:
-        x, w = np.polynomial.legendre.leggauss(24)
-        nodes = [(0.3, _length_by(stays, 0.3)), (6.0, 1.0 - _length_by(stays, 6.0 - 1e-12))]
-        for a, b in itertools.pairwise(breaks):
-            for node, weight in zip((a + b) / 2 + (b - a) / 2 * x, (b - a) / 2 * w, strict=True):
-                ratio = (node / 3.0) ** 2.2
-                nodes.append((float(node), float(weight * 2.2 / node * ratio / (1 + ratio) ** 2)))
+    total = _summed(stays, lambda path: float(not path.visits[0].is_diagnosis))
     expected = np.zeros(2)
-    for first, share in nodes:
-        landmark = first + elapsed - rule.lead_days + grain
-        index = first + elapsed
+    for first, share in _first_ends(stays, elapsed, rule.lead_days):
+        landmark, index = first + elapsed - rule.lead_days + grain, first + elapsed
         week = int(np.ceil(landmark / 7)) - 1
         for key, weight in total.items():
-            if key[0][1] != first // 7 or key[0][2]:
+            early = [v for v in key[0][1:] if v[0] <= week]
+            if key[0][0][1] != first // 7 or any(makes for _, _, makes, _ in early) or len(early) + 1 == len(key[0]):
                 continue
             # Every later visit up to the landmark's week is over by the landmark or not.
-            early = [v for v in key[1:] if v[0] <= week]
             for known in itertools.product((False, True), repeat=len(early)):
-                if 1 + sum(known) < min_visits:
-                    continue
-                moments: dict[int, Callable[[int], float]] = {0: lambda blocks: 1.0}
-                for (w, _, diagnosed, _), over in zip(early, known, strict=True):
-                    edge = landmark - 7.0 * w
-                    bounds = (0.0, edge) if over else (edge, 99.0)
-                    if diagnosed:
-                        continue
-                    moments[w] = lambda blocks, bounds=bounds: _chance(stays, blocks, (0.0, 7.0), bounds)
-                if any(d for _, _, d, _ in early):
-                    continue
-                expected += share * weight * np.array(_outcome(stays, key, index, moments))
+                if 1 + sum(known) >= min_visits:
+                    chances = [
+                        _chance(stays, j, (0.0, 7.0), (0.0, landmark - 7.0 * w) if over else (landmark - 7.0 * w, 99.0))
+                        for (w, j, _, _), over in zip(early, known, strict=True)
+                    ]
+                    outcome = np.array(_outcome(stays, key, 1 + len(early), index))
+                    expected += share * weight * np.prod(chances) * outcome
     values = Eligible(law, rule).values(Future(law, rule))
     found = population_likelihoods(law, rule, [values], np.array([elapsed]), num_nodes=16)[0, 0]
     np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+def _first_ends(stays: Stays, elapsed: float, lead_days: int) -> list[tuple[float, float]]:
+    """Quadrature over the length of the entry stay, between all days at which a week or a clip changes."""
+    if stays is SHORT:
+        return [(0.0, 1.0)]
+    corners = np.add.outer([0.0, 0.3, 6.0], 7.0 * np.arange(-1, 2)).ravel()
+    breaks = np.unique([corners, corners - elapsed % 7.0, corners - (elapsed - lead_days) % 7.0])
+    breaks = breaks[(breaks >= 0.3) & (breaks <= 6.0)]
+    nodes = [(0.3, _length_by(stays, 0.3)), (6.0, 1.0 - _length_by(stays, 6.0 - 1e-12))]
+    x, w = np.polynomial.legendre.leggauss(16)
+    for a, b in itertools.pairwise(breaks):
+        for day, weight in zip((a + b) / 2 + (b - a) / 2 * x, (b - a) / 2 * w, strict=True):
+            odds = (day / 3.0) ** 2.2
+            nodes.append((float(day), float(weight * 2.2 / day * odds / (1 + odds) ** 2)))
+    return nodes
+
+
+# ------------------------------------------------------------------------------------------- death and readmission
+DISCHARGES = {
+    "first stay": History(LONG, 2.5, (Seen(0, 0.0, 2.5),)),
+    "second stay": History(LONG, 12.5, (Seen(0, 0.0, 2.5), Seen(1, 1.0, 5.5))),
+    "over in the week after": History(LONG, 14.5, (Seen(0, 0.0, 2.5), Seen(1, 5.0, 7.5))),
+    "diagnosed at the first": History(LONG, 12.5, (Seen(0, 0.0, 2.5, True), Seen(1, 1.0, 5.5))),
+    "diagnosed at the second": History(LONG, 14.5, (Seen(0, 0.0, 2.5), Seen(1, 5.0, 7.5, True))),
+}
+
+
+def _risk(history: History, is_timed: bool, outcome: Callable[[Key], tuple[float, float]]) -> float:
+    positive = negative = 0.0
+    for key, weight in _summed(history.stays, history.weigh).items():
+        if chance := history.chance(key, is_timed, ends=True):
+            yes, no = outcome(key)
+            positive, negative = positive + weight * chance * yes, negative + weight * chance * no
+    return positive / (positive + negative)
+
+
+@pytest.mark.parametrize("is_timed", [True, False])
+@pytest.mark.parametrize("name", list(DISCHARGES))
+def test_readmission_is_as_likely_as_in_the_enumeration(name: str, is_timed: bool) -> None:
+    history = DISCHARGES[name]
+    law, stays, number = _law(WEEKS, LONG), LONG, len(history.seen)
+    belief = history.filters(law, ends=True)[not is_timed].run(history.shown, history.told)
+    for days, keep_early_deaths in ((9, False), (16, True), (30, False)):
+        end = history.landmark + days
+
+        def outcome(key: Key, end: float = end, keep: bool = keep_early_deaths) -> tuple[float, float]:
+            visits, died = key
+            if visits[number - 1][3]:
+                return 0.0, 0.0
+            before = 0.0
+            if len(visits) > number:
+                week, blocks, _, _ = visits[number]
+                before = _chance(stays, blocks, (0.0, min(max(end - 7.0 * week, 0.0), 7.0)), (0.0, 99.0))
+                before *= _moment(stays, key, number + 1)
+            after = _moment(stays, key, number) - before
+            if died is not None and len(visits) == number and not keep:
+                after *= 1.0 - min(max((np.floor(end) - 7.0 * died) / 7.0, 0.0), 1.0)
+            return before, after
+
+        week, diagnosed = int(history.landmark // 7), any(s.is_diagnosis for s in history.seen)
+        found = admissions.readmission(
+            law,
+            belief[:, :, 0],
+            np.array([week + 1]),
+            np.array([end]),
+            np.array([diagnosed]),
+            keep_early_deaths=keep_early_deaths,
+        )
+        expected = _risk(history, is_timed, outcome)
+        np.testing.assert_allclose(found, expected, rtol=1e-10 if is_timed else 1e-7)
+
+
+@pytest.mark.parametrize("is_timed", [True, False])
+@pytest.mark.parametrize("name", list(DISCHARGES))
+def test_death_in_the_last_stay_is_as_likely_as_in_the_enumeration(name: str, is_timed: bool) -> None:
+    history = DISCHARGES[name]
+    law, number = _law(WEEKS, LONG), len(history.seen)
+    week, diagnosed = np.array([int(history.landmark // 7)]), np.array([any(s.is_diagnosis for s in history.seen)])
+
+    def of_next(key: Key) -> tuple[float, float]:
+        visits, _ = key
+        if len(visits) != number + 1:
+            return 0.0, 0.0
+        return (_moment(LONG, key, number), 0.0) if visits[-1][3] else (0.0, _moment(LONG, key, number))
+
+    belief = history.filters(law, ends=True)[not is_timed].run(history.shown, history.told)
+    found = admissions.LastStay(law).next(belief[:, :, 0], week + 1, diagnosed)
+    np.testing.assert_allclose(found, _risk(history, is_timed, of_next), rtol=1e-10 if is_timed else 1e-7)
+
+    def of_last(key: Key) -> tuple[float, float]:
+        visits, _ = key
+        return (float(visits[-1][3]), float(not visits[-1][3])) if len(visits) == number else (0.0, 0.0)
+
+    if is_timed:
+        last = history.seen[-1]
+        begun = replace(
+            history, landmark=7.0 * last.week + 7.0, seen=(*history.seen[:-1], replace(last, end=last.start))
+        )
+        exact = begun.filters(law)[0]
+        exact.histories.visit_survived[-1] = False
+        belief = np.zeros((1, TRAITS, LONG.longest + 1, STATES))
+        belief[:, :, int(last.end // 7)] = exact.run(history.shown, history.told)[:, :, 0]
+    else:
+        belief = history.filters(law, ends=True, survived=False)[1].run(history.shown, history.told)
+    found = admissions.LastStay(law).known(belief, week, diagnosed)
+    np.testing.assert_allclose(found, _risk(history, is_timed, of_last), rtol=1e-10 if is_timed else 1e-7)

@@ -183,6 +183,15 @@ def test_a_record_that_is_one_target_leaves_an_end_to_compare_with() -> None:
     assert [token.id for token in rejected] == [BOS, EOS]
 
 
+def test_a_record_that_fills_the_context_has_room_for_a_code_and_an_end() -> None:
+    """It was cut, and its prompt may be all of it: C is <eos>, R a target and <eos>."""
+    full = record([PLAIN * 3], end=[])
+    assert len(full) > SPEC.max_tokens - ROOM
+    pairs = pairs_of([full] * 200 + [record([[9]])] * 200, 400)
+    assert (pairs.rejected.ids[pairs.rejected.offsets[1:] - 1] == EOS).sum() > 200  # of the 200 positives, and more
+    assert pairs.lengths.max() == SPEC.max_tokens
+
+
 def test_pairs_depend_on_the_seed_and_on_nothing_else() -> None:
     cohort = [record([[7, 9], [8]]), record([[10, 7, 8], [11]])] * 30
     first, again, other = (pairs_of(cohort, seed=seed) for seed in (1, 1, 2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,6 +15,8 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from lightning.pytorch.loggers.logger import Logger
 from torch import nn
 
@@ -30,6 +33,7 @@ from ehrlab.data.tokens import LISTS, SEQUENCE_SCHEMA, TokenDataset
 from ehrlab.models.chiron import Chiron
 from ehrlab.models.rltf import RLTF
 from ehrlab.report.history import read_history
+from ehrlab.run.main import _recipe
 from ehrlab.run.store import shared_phase_folder
 from ehrlab.training.lit import derived_seed
 from ehrlab.training.pairs import FIELDS, Pairs, Sequences, preference_pairs
@@ -46,6 +50,7 @@ from ehrlab.training.runner import load_weights, run_phase
 from probes import Stop, same_tensors
 from sequences import GENERATOR_SPEC, TOKENS, random_sequences, tokens_of
 from stub_data import TRAINER, StubData, stub_data
+from tiny import CONF
 
 CPU = {"use_cpu": True, "bf16": False}
 EPOCHS = 3
@@ -319,11 +324,11 @@ CASES: dict[str, Callable[[], RLTF]] = {
     "full": lambda: new_model(lambda_=2.0),
     "adapters": lambda: new_model(lora_rank=2, dpop_mode="inside"),
     "sft": lambda: new_model("likelihood"),  # its dropout draws noise
+    "sft adapters": lambda: new_model("likelihood", lora_rank=2),
 }
 
 
-@pytest.mark.parametrize("case", list(CASES))
-@pytest.mark.parametrize("epoch", [0, 1])
+@pytest.mark.parametrize(("case", "epoch"), [("full", 0), *((case, 1) for case in CASES)])
 def test_a_phase_that_was_killed_ends_with_the_weights_of_one_that_was_not(
     case: str, epoch: int, data: TokenStub, tmp_path: Path
 ) -> None:
@@ -450,6 +455,28 @@ def test_weights_of_the_base_alone_fit(tmp_path: Path) -> None:
     assert list(Chiron(GENERATOR_SPEC, size="tiny").state_dict()) == list(new_model().state_dict())
 
 
+# ---- the configs
+def test_configs_state_the_papers_numbers() -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        rltf, sft = (compose("config", [f"model={name}", "training=rltf"]) for name in ("rltf", "sft"))
+    recipe = _recipe(rltf, "tune")
+    (group,) = recipe.optimizer([nn.Parameter(torch.zeros(1))]).param_groups
+    assert (recipe.batch_size, recipe.max_epochs, group["lr"], group["weight_decay"]) == (8, 6, 1e-5, 0)
+    assert (recipe.gradient_clip, _recipe(rltf, "pretrain").batch_size) == (1.0, rltf.training.batch_size)
+    phase = tuning(build(rltf.model))
+    assert (phase.num_sequences, phase.positive_share, phase.lambda_, phase.dpop_mode) == (10_000, 0.5, 0.1, "outside")
+    assert phase.likelihood is None
+    control = tuning(build(sft.model))
+    assert control.likelihood is not None
+    assert (control.num_sequences, control.positive_share) == (10_000, 0.5)
+
+
+def build(config: Any) -> RLTF:
+    model = instantiate(config, _partial_=True, _convert_="all")(spec=GENERATOR_SPEC, size="tiny")
+    assert isinstance(model, RLTF)
+    return model
+
+
 # ---- bad input
 def refuse(model: RLTF, data: ClinicalData, folder: Path, match: str, **hardware: Any) -> None:
     with pytest.raises(InputError, match=match):
@@ -478,6 +505,19 @@ def test_settings_that_do_not_exist_are_refused(data: TokenStub, tmp_path: Path)
     with pytest.raises(InputError, match=r"model\.objective: expected preference or likelihood"):
         new_model("reward")
     refuse(new_model(), data, tmp_path, r"trainer\.precision=64-true", precision="64-true")
+
+
+def test_several_devices_are_refused(data: TokenStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr("ehrlab.training.runner.agreed", lambda decision: decision)
+    refuse(new_model(), data, tmp_path, "runs on one device, found 2.*trainer=gpu")
+
+
+def test_without_trl_the_extra_is_named(data: TokenStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "ehrlab.training.preference")
+    monkeypatch.setitem(sys.modules, "trl", None)
+    refuse(new_model(), data, tmp_path, r"extra llm, found no trl\. Install them: pip install .*\[llm\]")
 
 
 def test_a_loss_that_is_not_finite_ends_the_phase(data: TokenStub, tmp_path: Path) -> None:

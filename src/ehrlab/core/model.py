@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ehrlab.core.batch import Batch, Tokens, Visits
@@ -83,7 +83,7 @@ class PreferencePhase:
     lambda_         weight of the positive term p = max(0, log ref(C|P) - log policy(C|P))
     dpop_mode       "outside": -log sigmoid(beta D) + lambda p (RLTF); "inside": -log sigmoid(beta (D - lambda p))
                     (DPO-Positive, Pal et al. 2024)
-    lora_rank       0: all weights are trained; else adapters of this rank beside every linear layer, merged at the end
+    lora_rank       0: all weights are trained; else adapters of this rank beside the linear layers, merged at the end
     likelihood      given: no preferences, but this loss on the same records (the SFT control)
     """
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ehrlab.core.batch import Batch, Visits
 from ehrlab.core.errors import InputError
-from ehrlab.core.model import EstimatorPhase, LossDict, Phase, RiskModel, Turn
+from ehrlab.core.model import AnyPhase, LossDict, Phase, RiskModel, Turn
 from ehrlab.core.spec import DataSpec
 from ehrlab.nn.embedding import CodeSum
 
@@ -140,7 +140,7 @@ class EhrGAN(RiskModel):
         x = self.windows(batch.visits)
         return x, self.generator(x)
 
-    def phases(self) -> Sequence[Phase | EstimatorPhase]:
+    def phases(self) -> Sequence[AnyPhase]:
         def basic() -> Iterable[nn.Parameter]:
             return [*self.codes.parameters(), *self.predictor.parameters()]
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ehrlab.core.batch import Batch, Visits
 from ehrlab.core.errors import InputError
-from ehrlab.core.model import EstimatorPhase, Phase, RiskModel
+from ehrlab.core.model import AnyPhase, EstimatorPhase, RiskModel
 from ehrlab.core.spec import DataSpec
 
 
@@ -52,7 +52,7 @@ class LogisticRegression(RiskModel):
         assert batch.visits is not None
         return F.linear(self.features(batch.visits), self.weight, self.bias)
 
-    def phases(self) -> Sequence[Phase | EstimatorPhase]:
+    def phases(self) -> Sequence[AnyPhase]:
         return [EstimatorPhase("fit", self.fit)]
 
     def fit(self, training: Iterable[Batch], tuning: Iterable[Batch]) -> dict[str, float]:

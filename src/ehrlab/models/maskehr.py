@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ehrlab.core.batch import Batch, Visits
 from ehrlab.core.errors import InputError
-from ehrlab.core.model import EstimatorPhase, LossDict, Phase, RiskModel, Turn
+from ehrlab.core.model import AnyPhase, LossDict, Phase, RiskModel, Turn
 from ehrlab.core.spec import DataSpec
 from ehrlab.nn.embedding import CodeSum
 from ehrlab.nn.masking import last_valid, reverse_valid
@@ -178,7 +178,7 @@ class MaskEHR(RiskModel):
         risk_synthetic = _mean((each * keep[:, None])[synthetic])
         return {"loss": risk + self.lambda_s * risk_synthetic, "risk": risk, "risk_synthetic": risk_synthetic}
 
-    def phases(self) -> Sequence[Phase | EstimatorPhase]:
+    def phases(self) -> Sequence[AnyPhase]:
         players = (
             Turn(self.discriminator_loss, self.discriminator.parameters, "discriminator"),
             Turn(self.generator_loss, self.generator.parameters, "generator"),

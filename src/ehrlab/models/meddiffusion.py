@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ehrlab.core.batch import Batch
 from ehrlab.core.errors import InputError
-from ehrlab.core.model import Augmenter, EstimatorPhase, LossDict, Phase, RiskModel, SequenceRiskModel, Turn
+from ehrlab.core.model import AnyPhase, Augmenter, LossDict, Phase, RiskModel, SequenceRiskModel, Turn
 from ehrlab.core.spec import DataSpec
 from ehrlab.nn.masking import shift_right
 
@@ -83,7 +83,7 @@ class MedDiffusion(RiskModel):
             h_prev = shift_right(self.backbone.encode(e, visits))
         return augmenter.critic_loss(e, h_prev, visits.mask, labels)
 
-    def phases(self) -> Sequence[Phase | EstimatorPhase]:
+    def phases(self) -> Sequence[AnyPhase]:
         if self.augmenter is None or not self.augmenter.critic_parameters():
             return super().phases()
         critic, moves = self.augmenter.critic_parameters(), self.augmenter.critic_moves

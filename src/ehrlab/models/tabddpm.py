@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ehrlab.core.batch import Batch, Visits
-from ehrlab.core.model import EstimatorPhase, LossDict, Phase, RiskModel, Turn
+from ehrlab.core.model import AnyPhase, EstimatorPhase, LossDict, Phase, RiskModel, Turn
 from ehrlab.core.spec import DataSpec
 from ehrlab.nn.ddpm import NoiseSchedule, timestep_embedding
 
@@ -176,7 +176,7 @@ class TabDDPM(RiskModel):
     def forget(self) -> None:
         self.drawn = None  # rows of the generator as it was before its training
 
-    def phases(self) -> Sequence[Phase | EstimatorPhase]:
+    def phases(self) -> Sequence[AnyPhase]:
         return [
             EstimatorPhase("columns", self.fit),
             Phase("generator", (Turn(self.diffusion_loss, self.denoiser.parameters),), select="loss"),

@@ -29,11 +29,8 @@ class PublishedCohorts:
     stands_beside: dict[str, str]  # our "data/task" -> the paper's cohort
     source: str
 
-    def beside(self, group: Group) -> str | None:
-        return self.stands_beside.get(f"{group.data}/{group.task}")
 
-
-def read_published(path: Path, required: Sequence[str]) -> pl.DataFrame:
+def read_published(path: Path, required: Sequence[str], numbers: Sequence[str] = ("value",)) -> pl.DataFrame:
     """A published CSV in long form, values as printed. Raises InputError naming file and columns."""
     try:
         table = pl.read_csv(path, infer_schema=False)
@@ -43,9 +40,9 @@ def read_published(path: Path, required: Sequence[str]) -> pl.DataFrame:
         raise InputError(f"published numbers {path}: expected a CSV file ({type(error).__name__})") from None
     if missing := [name for name in required if name not in table.columns]:
         raise InputError(f"published numbers {path}: expected the columns {list(required)}, but {missing} are missing")
-    numbers = table["value"].cast(pl.Float64, strict=False)
-    if numbers.null_count():
-        raise InputError(f"published numbers {path}: {numbers.null_count()} values are not numbers")
+    for name in numbers:
+        if wrong := table[name].cast(pl.Float64, strict=False).null_count():
+            raise InputError(f"published numbers {path}: {wrong} entries of {name} are not numbers")
     return table
 
 
@@ -85,16 +82,20 @@ def cohort_heading(group: Group, published: Mapping[str, str] | None) -> str:
 
 def cohort_grid(groups: Sequence[Group], published: PublishedCohorts | None) -> Grid | None:
     """Cohort statistics, each of our columns followed by the paper's; None where no run recorded its cohort."""
-    known = [group for group in groups if group.cohort is not None]
-    if not known:
-        return None
+    known = [(group.title, f"{group.data}/{group.task}", group.cohort) for group in groups if group.cohort is not None]
+    return statistics_grid(known, published) if known else None
+
+
+def statistics_grid(
+    cohorts: Sequence[tuple[str, str, Mapping[str, object]]], published: PublishedCohorts | None
+) -> Grid:
+    """The same of cohorts that need no run, each a title, our data/task and statistics."""
     header, spans, columns = ["Statistic"], [("", 1)], []
-    for group in known:
-        cohort = group.cohort or {}
+    for title, column, cohort in cohorts:
         header.append("ours")
         columns.append([_shown(cohort.get(name)) for name in STATISTICS])
-        beside = published.beside(group) if published else None
-        spans.append((group.title, 2 if beside else 1))
+        beside = published.stands_beside.get(column) if published else None
+        spans.append((title, 2 if beside else 1))
         if published and beside:
             header.append(f"published ({beside})")
             columns.append([published.values[beside].get(name, "–") for name in STATISTICS])

@@ -12,7 +12,8 @@ from ehrlab.core.errors import InputError
 from ehrlab.report.collect import MEASURES
 from ehrlab.report.runs import Run
 
-Kind = Literal["table", "landscape", "dose"]
+Kind = Literal["table", "landscape", "dose", "pairs", "cohorts", "synthetic_codes", "hidden_states"]
+WITHOUT_METRICS = ("cohorts", "synthetic_codes", "hidden_states")
 PRIOR = "prior"
 """In a claim of a dose-response study: the share of positives."""
 
@@ -107,13 +108,15 @@ def parse_declaration(content: Mapping[str, Any], name: str) -> Declaration:
     where = f"experiment {name}"
     if unknown := sorted(set(content) - _KEYS):
         raise InputError(f"{where}: unknown keys {unknown}; expected {sorted(_KEYS)}")
-    for key in ("title", "metrics"):
-        if not content.get(key):
-            raise InputError(f"{where}: expected an entry {key}, found none")
     kind = content.get("kind", "table")
     if kind not in get_args(Kind):
         raise InputError(f"{where}: kind should be one of {', '.join(get_args(Kind))}, found {kind!r}")
-    metrics = tuple(content["metrics"])
+    for key in ("title",) if kind in WITHOUT_METRICS else ("title", "metrics"):
+        if not content.get(key):
+            raise InputError(f"{where}: expected an entry {key}, found none")
+    if kind in WITHOUT_METRICS and (unused := sorted({"metrics", "claims"} & {k for k, v in content.items() if v})):
+        raise InputError(f"{where}: kind {kind} shows no metrics, found {' and '.join(unused)}")
+    metrics = tuple(content.get("metrics") or ())
     rows = tuple(
         RowSpec(str(_need(r, "row", where)), str(r.get("label") or r["row"]), r.get("published"), r.get("match") or {})
         for r in content.get("rows") or ()
@@ -126,6 +129,10 @@ def parse_declaration(content: Mapping[str, Any], name: str) -> Declaration:
     if len(named) < len(rows) or len({spec.label for spec in rows}) < len(rows):
         raise InputError(f"{where}: two rows have the same row or label; found {[(r.row, r.label) for r in rows]}")
     claims = tuple(_claim(c, kind, metrics[0], named, where) for c in content.get("claims") or ())
+    if kind == "pairs" and not (claims and all(len(claim.over) == 1 for claim in claims)):
+        raise InputError(
+            f"{where}: in kind pairs each claim is a pair, with one row in over; found {len(claims)} claims"
+        )
     if strangers := sorted({*metrics, *(claim.metric for claim in claims)} - set(MEASURES)):
         raise InputError(f"{where}: unknown metrics {strangers}; expected some of {list(MEASURES)}")
     if any(claim.equals is None and MEASURES[claim.metric].better == 0 for claim in claims):
@@ -188,7 +195,7 @@ def _claim(entry: Mapping[str, Any], kind: Kind, metric: str, named: set[str], w
 
 
 def _axes(entry: Mapping[str, Any], kind: Kind, where: str) -> tuple[Axis, ...]:
-    wanted = {"table": (), "landscape": ("x", "y"), "dose": ("x",)}[kind]
+    wanted = {"landscape": ("x", "y"), "dose": ("x",)}.get(kind, ())
     known = {name for axis in wanted for name in (axis, f"{axis}_label")} | ({"x_scale"} if kind == "dose" else set())
     if unknown := sorted(set(entry) - known):
         raise InputError(f"{where}: unknown axes {unknown}; kind {kind} has {sorted(known)}")

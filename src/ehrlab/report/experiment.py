@@ -5,21 +5,18 @@
 the results folder. docs/evaluation.md lists the declaration's keys.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ehrlab.core.errors import InputError
-from ehrlab.evaluation.comparison import Difference, ResampledRow, mean_rank, t_test_against
+from ehrlab.evaluation.comparison import Difference, mean_rank, t_test_against
 from ehrlab.evaluation.metrics import FloatArray
-from ehrlab.report.cohorts import PublishedCohorts, cohort_heading, read_published, read_published_cohorts
+from ehrlab.report.cohorts import read_published_cohorts
 from ehrlab.report.collect import (
     MEASURES,
-    Group,
     Row,
-    differences_to_first,
     holm_of,
     metric_header,
     show,
@@ -27,9 +24,8 @@ from ehrlab.report.collect import (
     show_p,
     show_summary,
 )
+from ehrlab.report.columns import Column, against, claims_section, columns_of, read_numbers, resampled
 from ehrlab.report.declaration import (
-    Claim,
-    ColumnSpec,
     Declaration,
     RowSpec,
     number_at,
@@ -37,11 +33,14 @@ from ehrlab.report.declaration import (
 )
 from ehrlab.report.document import Block, Document, Grid, Paragraph, Picture, Section, write_document
 from ehrlab.report.dose import dose_document
-from ehrlab.report.exhibit import document, one_configuration, rows_that_ran, verdict
+from ehrlab.report.exhibit import document, rows_that_ran
 from ehrlab.report.figures import file_name, landscape_figure
 from ehrlab.report.files import read_json
+from ehrlab.report.pairs import pairs_document
 from ehrlab.report.runs import Run, load_runs, long_table
-from ehrlab.report.sections import DETECTABLE, difference_cells, present, row_of
+from ehrlab.report.sections import DETECTABLE, difference_cells, present
+from ehrlab.report.synthetic import synthetic_document
+from ehrlab.report.table1 import cohorts_document
 
 DECLARATION = "experiment.json"
 _NOTHING = "–"
@@ -62,10 +61,14 @@ def write_experiment(name: str, results: Path, out: Path) -> Path:
             f"run it first: python run.py experiments={name}"
         )
     declaration = parse_declaration(read_json(folder / DECLARATION), name)
+    entries = [path for path in sorted(folder.glob("*.json")) if path.name != DECLARATION]
+    if declaration.kind == "cohorts":
+        if not entries:
+            raise InputError(f"experiment {name}: expected at least one cohort, found none; run it first")
+        page, statistics = cohorts_document(declaration, entries)
+        return write_document(page, out, {"results": statistics.write_csv()})
     index: dict[Path, str] = {}
-    for path in sorted(folder.glob("*.json")):
-        if path.name == DECLARATION:
-            continue
+    for path in entries:
         entry = read_json(path)
         if not isinstance(entry.get("run"), str) or not isinstance(entry.get("row"), str):
             raise InputError(f"{path}: expected text entries run and row, found {sorted(entry)}")
@@ -80,52 +83,25 @@ def write_experiment(name: str, results: Path, out: Path) -> Path:
         page, doses = dose_document(declaration, runs, index, len(unfinished))
         tables["dose"] = doses.write_csv()
     else:
-        render = _landscape if declaration.kind == "landscape" else _table
-        page = render(declaration, runs, index, len(unfinished))
+        page = _RENDERERS[declaration.kind](declaration, runs, index, len(unfinished))
     return write_document(page, out, tables)
-
-
-@dataclass(frozen=True)
-class Column:
-    """A declared column and one cohort that ran in it; `group` is None where nothing ran. Rows go by their labels."""
-
-    spec: ColumnSpec
-    group: Group | None
-    heading: str  # what the cohort is, empty when it is the paper's
-    resampled: Mapping[str, ResampledRow] = field(default_factory=dict)  # by row; empty where nothing is compared
-
-    @property
-    def title(self) -> str:
-        return f"{self.spec.label} – {self.heading}" if self.heading else self.spec.label
-
-    @property
-    def is_papers(self) -> bool:
-        return self.group is not None and not self.heading
-
-    def row(self, name: str) -> Row | None:
-        return next((row for row in self.group.rows if row.name == name), None) if self.group else None
 
 
 def _table(declaration: Declaration, runs: Sequence[Run], index: Mapping[Path, str], num_unfinished: int) -> Document:
     """Rows x columns, `ours | published | difference`, then comparisons, claims and the common parts."""
     cohorts = read_published_cohorts(declaration.cohorts) if declaration.cohorts else None
-    published = _read_numbers(declaration.published) if declaration.published else {}
+    published = read_numbers(declaration.published) if declaration.published else {}
     assigned = {run.folder: declaration.label_of(run, index) for run in runs}
     declared = {spec.label: spec for spec in declaration.rows}
     specs = [declared.get(label) or RowSpec(label, label, None) for label in rows_that_ran(declaration, assigned)]
-    columns, left_out = _columns(declaration, runs, assigned, [spec.label for spec in specs], cohorts)
-    ran = [column.group for column in columns if column.group]
-    comparisons = max((len(specs) - 1) * len(ran), sum(len(claim.over) for claim in declaration.claims) * len(ran))
-    metrics = list(dict.fromkeys([*declaration.metrics, *(claim.metric for claim in declaration.claims)]))
-    columns = [
-        replace(column, resampled=column.group.resampled(metrics, comparisons)) if column.group else column
-        for column in columns
-    ]
+    columns, left_out = columns_of(declaration, runs, assigned, [spec.label for spec in specs], cohorts)
+    comparisons = max(len(specs) - 1, sum(len(claim.over) for claim in declaration.claims))
+    columns = resampled(columns, declaration, comparisons)
     groups = [column.group for column in columns if column.group]
     sections = [_result_section(declaration, metric, specs, columns, published) for metric in declaration.metrics]
     if len(specs) > 1:
         sections += [_difference_section(metric, specs, columns) for metric in declaration.metrics]
-    sections += present([_claims_section(declaration, columns)])
+    sections += present([claims_section(declaration, columns)])
     return document(declaration, sections, groups, cohorts, num_unfinished, left_out)
 
 
@@ -137,7 +113,7 @@ def _landscape(
     x_axis, y_axis = declaration.axes
     x_label, y_label = x_axis.label, y_axis.label
     cells = {run.folder: f"{number_at(run, x_axis):g}, {number_at(run, y_axis):g}" for run in runs}
-    columns, left_out = _columns(declaration, runs, cells, list(dict.fromkeys(cells.values())), cohorts)
+    columns, left_out = columns_of(declaration, runs, cells, list(dict.fromkeys(cells.values())), cohorts)
     sections = []
     for column in columns:
         if column.group is None:
@@ -233,7 +209,7 @@ def _difference_section(metric: str, specs: Sequence[RowSpec], columns: Sequence
     """The first row minus each other, per column; Holm's correction over the whole table."""
     lines: list[tuple[str, str, Difference | str]] = []
     for column in columns:
-        for label, difference in _against(column, specs[0].label, [spec.label for spec in specs[1:]], metric):
+        for label, difference in against(column, specs[0].label, [spec.label for spec in specs[1:]], metric):
             lines.append((label, column.title, difference))
     adjusted = holm_of([difference for _, _, difference in lines])
     rows = [[label, title, *difference_cells(d, p, metric)] for (label, title, d), p in zip(lines, adjusted)]
@@ -251,81 +227,6 @@ def _difference_section(metric: str, specs: Sequence[RowSpec], columns: Sequence
     )
 
 
-def _against(column: Column, row: str, others: Iterable[str], metric: str) -> list[tuple[str, Difference | str]]:
-    """Differences of one row to others within a column, of those that ran."""
-    if column.group is None or column.row(row) is None:
-        return []
-    names = [row, *(name for name in others if column.row(name) is not None)]
-    return differences_to_first([(name, column.resampled[name]) for name in names], metric)
-
-
-def _claims_section(declaration: Declaration, columns: Sequence[Column]) -> Section | None:
-    """Which claims hold here, which are contradicted, which this sample cannot decide."""
-    labels = {spec.row: spec.label for spec in declaration.rows}
-    lines: list[tuple[Claim, str, str, Difference | str]] = []
-    for claim in declaration.claims:
-        assert claim.row is not None, "only a claim of equality may be about every row"
-        others = [labels[row] for row in claim.over]
-        for column in columns:
-            found = _against(column, labels[claim.row], others, claim.metric)
-            lines += [(claim, column.title, f"{labels[claim.row]} against {name}", d) for name, d in found]
-    if not lines:
-        return None
-    adjusted = holm_of([difference for *_, difference in lines])
-    rows = [
-        [claim.text, title, rows, verdict(difference, p, claim.metric)]
-        for (claim, title, rows, difference), p in zip(lines, adjusted)
-    ]
-    return Section(
-        "The paper's claims",
-        [
-            Grid(["Claim", "Column", "Rows", "Here"], rows),
-            Paragraph(
-                f"Holds or contradicted: Holm-corrected p < .05 over these {len(lines)} comparisons. On a cohort that "
-                f"is not the paper's, this says what the methods do on it, not whether the paper is right."
-            ),
-        ],
-    )
-
-
-def _columns(
-    declaration: Declaration,
-    runs: Sequence[Run],
-    assigned: Mapping[Path, str],
-    order: Sequence[str],
-    cohorts: PublishedCohorts | None,
-) -> tuple[list[Column], int]:
-    """Declared columns, then others that ran. Each cohort is a column of its own: means never mix data.
-
-    `assigned` is run folder -> row. Returns the number of runs left out for another configuration of their row too.
-    """
-    specs = [*declaration.columns]
-    declared = {spec.column for spec in specs}
-    specs += [ColumnSpec(c, c, None) for c in dict.fromkeys(run.column for run in runs) if c not in declared]
-    columns, left_out = [], 0
-    for spec in specs:
-        by_cohort: dict[tuple[bool, str], list[Run]] = {}
-        for run in runs:
-            if run.column == spec.column:
-                by_cohort.setdefault((run.simulated, run.fingerprint), []).append(run)
-        if not by_cohort:
-            columns.append(Column(spec, None, "not run"))
-        for (simulated, fingerprint), members in by_cohort.items():
-            rows = []
-            for name in order:
-                chosen, others = one_configuration([run for run in members if assigned[run.folder] == name])
-                left_out += others
-                if chosen:
-                    rows.append(row_of(name, chosen))
-            group = Group(members[0].data, members[0].task, simulated, fingerprint, tuple(rows))
-            values = cohorts.values.get(spec.published or "") if cohorts else None
-            heading = cohort_heading(group, values)
-            if len(by_cohort) > 1:
-                heading = f"{heading}, data {fingerprint[:8]}".removeprefix(", ")
-            columns.append(Column(spec, group, heading))
-    return columns, left_out
-
-
 def _extremes(z: FloatArray, xs: Sequence[float], ys: Sequence[float], x_label: str, y_label: str, metric: str) -> str:
     if not np.isfinite(z).any():
         return "Undefined in every cell."
@@ -337,12 +238,10 @@ def _extremes(z: FloatArray, xs: Sequence[float], ys: Sequence[float], x_label: 
     )
 
 
-def _read_numbers(path: Path) -> dict[tuple[str, str, str], str]:
-    """(model, data, metric) -> value as printed."""
-    table = read_published(path, ("model", "data", "metric", "value", "source"))
-    keys = table.select("model", "data", "metric")
-    if keys.is_duplicated().any():
-        raise InputError(
-            f"published numbers {path}: {int(keys.is_duplicated().sum())} rows share model, data and metric"
-        )
-    return {(m, d, k): v for m, d, k, v in table.select("model", "data", "metric", "value").iter_rows()}
+_RENDERERS = {
+    "table": _table,
+    "landscape": _landscape,
+    "pairs": pairs_document,
+    "synthetic_codes": synthetic_document,
+    "hidden_states": synthetic_document,
+}

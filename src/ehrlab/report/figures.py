@@ -3,6 +3,7 @@
 Drawn on `Figure` objects without pyplot: no window, no current figure, and settings live in an `rc_context`.
 """
 
+import base64
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -97,6 +98,59 @@ def bars_figure(name: str, bars: Sequence[Bar], lines: Mapping[str, float], labe
         axes.grid(visible=False, axis="y")
 
     return _render(name, (7.5, 0.9 + 0.24 * len(bars)), draw)
+
+
+def pairs_figure(name: str, panels: Mapping[str, Sequence[tuple[Bar, Bar]]], label: str, scale: float) -> Figure:
+    """Panel title -> pairs of numbers with their intervals, one pair to a row from above: the first open, the second
+    filled. `scale` multiplies every number.
+    """
+
+    def draw(canvas: Canvas) -> None:
+        rows = np.atleast_1d(canvas.subplots(1, len(panels)))
+        for axes, (title, pairs) in zip(rows, panels.items()):
+            for place, pair in enumerate(pairs):
+                for side, bar in enumerate(pair):
+                    y, colour = place + 0.16 * (2 * side - 1), _COLOURS[1 - side]
+                    face = colour if side else "none"
+                    axes.plot([scale * bar.low, scale * bar.high], [y, y], color=colour, linewidth=1.2)
+                    axes.plot([scale * bar.value], [y], color=colour, marker="o", markersize=4.5, markerfacecolor=face)
+            axes.set_yticks(range(len(pairs)), [_shown(first.name) for first, _ in pairs])
+            axes.set(ylim=(len(pairs) - 0.5, -0.5), xlabel=label, title=title)
+            axes.grid(visible=False, axis="y")
+
+    most = max(len(pairs) for pairs in panels.values())
+    return _render(name, (3.6 * len(panels), 1.1 + 0.34 * most), draw)
+
+
+def states_figure(name: str, groups: Mapping[str, FloatArray]) -> Figure:
+    """Points "n 2" by group. As in MedDiffusion's Figure 2 a name ends in + (circles) or - (crosses), and names that
+    are the same before it share a colour. The axes have no numbers: only neighbourhoods mean something.
+    """
+
+    def draw(canvas: Canvas) -> None:
+        axes = canvas.subplots()
+        kinds = list(dict.fromkeys(group[:-1] for group in groups))
+        for group, points in groups.items():
+            kind = kinds.index(group[:-1])
+            colour = _COLOURS[kind % len(_COLOURS)]
+            # The first kind is drawn large and open, so that what lies on it does not hide it.
+            style: dict[str, Any] = {"s": 18 if kind else 55, "label": _shown(group)}
+            if group.endswith("+"):
+                style |= {"marker": "o", "edgecolors": colour, "facecolors": colour if kind else "none"}
+            else:
+                style |= {"marker": "x", "color": colour}
+            axes.scatter(points[:, 0], points[:, 1], **style)
+        axes.grid(visible=False)
+        axes.tick_params(left=False, bottom=False, labelleft=False, labelbottom=False)
+        canvas.legend(loc="outside lower center", ncols=len(kinds))
+
+    return _render(name, (4.8, 4.6), draw)
+
+
+def image(name: str, png: bytes) -> Figure:
+    """A picture that was drawn before, as an element of a page."""
+    content = base64.b64encode(png).decode()
+    return Figure(name, Markup(f'<img class="figure" alt="" src="data:image/png;base64,{content}">'), png)
 
 
 def dose_figure(

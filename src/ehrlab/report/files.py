@@ -30,6 +30,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return _object(path, _text(path), yaml.safe_load, yaml.YAMLError, "YAML")
 
 
+def read_bytes(path: Path) -> bytes:
+    """Raises InputError naming the file when it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({type(error).__name__})") from None
+
+
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")

@@ -53,7 +53,7 @@ def results_section(group: Group, resampled: Mapping[str, ResampledRow]) -> Sect
     for row in group.rows:
         cells = [row.name]
         for metric in group.shown_metrics:
-            cells.append(_with_interval(row, resampled[row.name], metric))
+            cells.append(with_interval(row, resampled[row.name], metric))
         rows.append(cells)
     counts = group.runs[0].metrics
     blocks: list[Block] = [
@@ -105,7 +105,7 @@ def oracle_section(group: Group, resampled: Mapping[str, ResampledRow] | None = 
         resampled = group.resampled(metrics, num_comparisons=0)
     rows, bars = [], []
     for row in group.rows:
-        cells = [_with_interval(row, resampled[row.name], metric) for metric in metrics]
+        cells = [with_interval(row, resampled[row.name], metric) for metric in metrics]
         rows.append([row.name, row.reference or "not known", *cells])
         interval = row_interval(resampled[row.name], MAIN_METRIC)
         bars.append(Bar(row.name, interval.value, interval.low, interval.high))
@@ -309,7 +309,7 @@ def present(sections: Iterable[Section | None]) -> list[Section]:
     return [section for section in sections if section is not None]
 
 
-def _with_interval(row: Row, resampled: ResampledRow, metric: str) -> str:
+def with_interval(row: Row, resampled: ResampledRow, metric: str) -> str:
     """Mean, spread and number of seeds; below, the interval."""
     interval = row_interval(resampled, metric)
     bounds = show_range(interval.low, interval.high, metric)

@@ -63,10 +63,10 @@ def synthetic_document(
 
 
 def _blocks(declaration: Declaration, column: Column, row: Row) -> list[Block]:
-    paths = {run: run.folder / FOLDER / f"{declaration.kind}.json" for run in row.runs}
-    found = {run: read_json(path) for run, path in paths.items() if path.exists()}
+    paths = [(run, run.folder / FOLDER / f"{declaration.kind}.json") for run in row.runs]
+    found = [(run, read_json(path)) for run, path in paths if path.exists()]
     blocks: list[Block] = []
-    if missing := [run for run in row.runs if run not in found]:
+    if missing := [run for run, path in paths if not path.exists()]:
         folders = " ".join(str(run.folder) for run in missing)
         blocks = [
             Paragraph(f"{len(missing)} of {len(row.runs)} runs have not been looked into. To do so:"),
@@ -75,7 +75,7 @@ def _blocks(declaration: Declaration, column: Column, row: Row) -> list[Block]:
     if not found:
         return blocks
     if declaration.kind == "synthetic_codes":
-        return [*blocks, *_codes(list(found.values()))]
+        return [*blocks, *_codes([content for _, content in found])]
     return [*blocks, *_states(column, row, found)]
 
 
@@ -104,26 +104,28 @@ def _codes(contents: Sequence[Mapping[str, Any]]) -> list[Block]:
     header = ["R(Dg)", "R(Dg) of each seed", "R without augmenter", "R(Do)", "Code", "Description"]
     tops = [{e["code"] for e in content["codes"] if e["rank_synthetic"] <= TOP} for content in contents]
     shared = [len(a & b) for a, b in combinations(tops, 2)]
+    original = [known[code]["rank_original"] for code in chosen]
     text = (
         "R(Dg): rank of a code in the synthetic data, by its mean share over seeds; R(Do): in the training data. "
         "Without augmenter: the rank if a code's own embedding is looked up in place of the synthetic one, which says "
-        "what the lookup does by itself."
+        f"what the lookup does by itself. The original ranks of these codes: median {np.median(original):,.0f}, from "
+        f"{min(original):,} to {max(original):,}."
     )
     blocks: list[Block] = [Grid(header, rows), Paragraph(text), _measures(contents, _CODES)]
     if shared:
         chance = TOP**2 / np.mean([content["measures"]["num_codes"] for content in contents])
         blocks.append(
             Paragraph(
-                f"Two seeds share {np.mean(shared):.1f} of their first {TOP} codes ({chance:.2f} by chance). A code that "
-                f"one seed alone raises comes from its initial weights, not from the disease."
+                f"Two seeds share {np.mean(shared):.1f} of their first {TOP} codes ({chance:.2f} by chance). A code "
+                f"that one seed alone raises comes from its initial weights, not from the disease."
             )
         )
     return blocks
 
 
-def _states(column: Column, row: Row, found: Mapping[Run, Mapping[str, Any]]) -> list[Block]:
-    first = min(found, key=lambda run: run.seed)
-    num = found[first]["num_drawn"]
+def _states(column: Column, row: Row, found: Sequence[tuple[Run, Mapping[str, Any]]]) -> list[Block]:
+    first, content = found[0]
+    num = content["num_drawn"]
     blocks: list[Block] = []
     if first.simulated:
         name = file_name("hidden_states", first.data, first.task, first.fingerprint[:8], row.name)
@@ -137,7 +139,7 @@ def _states(column: Column, row: Row, found: Mapping[Run, Mapping[str, Any]]) ->
                 f"({FOLDER}/hidden_states.png), and this page shows numbers over all of them."
             )
         )
-    return [*blocks, _measures(list(found.values()), _STATES)]
+    return [*blocks, _measures([content for _, content in found], _STATES)]
 
 
 def _measures(contents: Sequence[Mapping[str, Any]], names: Mapping[str, tuple[str, int]]) -> Grid:

@@ -79,7 +79,7 @@ def synthetic_codes(
         )
     vocabulary = data.vocabulary()[1:]
     records = vocabulary["num_samples"].to_numpy() / vocabulary["num_samples"].sum()
-    codes = torch.as_tensor(vocabulary["id"].to_numpy()).view(-1, 1, 1)
+    codes = torch.arange(1, len(vocabulary) + 1).view(-1, 1, 1)
     table = F.normalize(backbone.visit.codes.table.weight[1:], dim=-1)
     mapped = np.zeros((2, len(vocabulary)))  # share of the records, share of the vocabulary
     without = np.zeros(len(vocabulary))

@@ -6,7 +6,7 @@ import errno
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -25,10 +25,12 @@ from ehrlab.core.files import locked, replacing, write_whole
 from ehrlab.core.model import Model, RiskModel
 from ehrlab.core.spec import DataSpec
 from ehrlab.data.cache import build_once
+from ehrlab.data.cohorts.task import Task
 from ehrlab.data.prepare import ClinicalData, prepare
 from ehrlab.data.sources import Source
 from ehrlab.evaluation.risk import evaluate
 from ehrlab.run.compose import Entry, entries, is_multirun, plain, seeds
+from ehrlab.run.generated import ANALYSES, write_analysis
 from ehrlab.run.oracle import ExactRisks, exact_risks
 from ehrlab.run.provenance import provenance
 from ehrlab.run.store import (
@@ -38,11 +40,20 @@ from ehrlab.run.store import (
     slug,
     write_json,
 )
-from ehrlab.run.sweep import index_experiment, index_sweep, show
+from ehrlab.run.sweep import index_cohort, index_experiment, index_sweep, show
 from ehrlab.simulation import SPECIFICATION, sequences
 from ehrlab.training.predict import predict
 from ehrlab.training.recipe import Recipe
-from ehrlab.training.runner import agreed, close_loggers, is_rank_zero, run_phase, save_weights, seed_model
+from ehrlab.training.runner import (
+    WEIGHTS,
+    agreed,
+    close_loggers,
+    is_rank_zero,
+    load_weights,
+    run_phase,
+    save_weights,
+    seed_model,
+)
 
 log = logging.getLogger("ehrlab")
 
@@ -92,33 +103,53 @@ def _main(cfg: DictConfig) -> None:
         log.info("baselines: not built yet, and so not in the table: %s", ", ".join(pending))
 
     task = instantiate(cfg.task)
-    data = prepare(
-        source,
-        task,
-        Path(cfg.paths.cache),
-        split=plain(cfg.split),
-        visits=plain(cfg.visits),
-        simulated=source.simulated,
-    )
-    exact = None
+    data = open_data(cfg, source, task)
+    kind = cfg.experiment.get("kind") if "experiment" in cfg else None
     if is_rank_zero():
         _announce(cfg, data)
-        if source.simulated:
-            exact = exact_risks(source, task, data, Path(cfg.paths.cache))
+    if kind == "cohorts":  # a table about data trains nothing
+        if is_rank_zero():
+            index_cohort(cfg, data)
+            _index_job([])
+        return
+    exact = None
+    if is_rank_zero() and source.simulated:
+        exact = exact_risks(source, task, data, Path(cfg.paths.cache))
 
     finished = []
     for entry in matrix:
         for seed in run_seeds:
-            finished.append(_run(entry, seed, data, exact))
+            run = _run(entry, seed, data, exact)
+            finished.append(run)
+            if kind is not None and kind in ANALYSES and is_rank_zero():
+                _analyse(kind, entry, run, data)
     if not is_rank_zero():
         return
-    if is_multirun():  # SweepReport shows the whole sweep at its end
-        hydra_cfg = HydraConfig.get()
-        index_sweep(Path(hydra_cfg.sweep.dir), int(hydra_cfg.job.num), finished)
+    _index_job(finished)
     if "experiment" in cfg:
         index_experiment(cfg, finished)
     if not is_multirun():
         show(finished, Path(cfg.paths.reports) / slug(f"{data_name}-{cfg.task.name}-{matrix[0].row}"))
+
+
+def _index_job(finished: Sequence[Path]) -> None:
+    """What a job of a sweep made: SweepReport shows the whole sweep at its end."""
+    if is_multirun():
+        hydra_cfg = HydraConfig.get()
+        index_sweep(Path(hydra_cfg.sweep.dir), int(hydra_cfg.job.num), finished)
+
+
+def _analyse(what: str, entry: Entry, run: Path, data: ClinicalData) -> None:
+    """Look into a finished run, found or just trained."""
+    model = build_model(entry, data.spec)
+    load_weights(model, run / WEIGHTS)
+    write_analysis(what, run, model, data)
+
+
+def open_data(cfg: DictConfig, source: Source, task: Task) -> ClinicalData:
+    """The samples of a task; built where they are not in the cache."""
+    settings = {"split": plain(cfg.split), "visits": plain(cfg.visits)}
+    return prepare(source, task, Path(cfg.paths.cache), **settings, simulated=source.simulated)
 
 
 def open_source(cfg: DictConfig) -> Source:
@@ -285,7 +316,7 @@ def _record(
 ) -> None:
     """Everything that a report needs, before DONE."""
     cfg = entry.cfg
-    save_weights(model, run.path / "model.safetensors")
+    save_weights(model, run.path / WEIGHTS)
     write_whole(run.path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     write_json(run.path / "metrics.json", metrics)
     write_json(run.path / "provenance.json", origin)

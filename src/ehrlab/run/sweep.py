@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.console import Console
 
+from ehrlab.data.prepare import ClinicalData
 from ehrlab.report.collect import comparison_table
 from ehrlab.report.experiment import write_experiment
 from ehrlab.report.page import write_report
@@ -29,9 +31,7 @@ def index_sweep(folder: Path, job: int, runs: Sequence[Path]) -> None:
 
 def index_experiment(cfg: DictConfig, runs: Sequence[Path]) -> None:
     """Put runs on the list of the paper's table or figure that they were made for."""
-    results = Path(cfg.paths.results)
-    folder = results / "experiments" / cfg.experiment.name
-    write_json(folder / "experiment.json", plain(cfg.experiment))
+    results, folder = Path(cfg.paths.results), _declare(cfg)
     for run in runs:
         about = json.loads((run / "run.json").read_text())
         pointer = {
@@ -40,6 +40,20 @@ def index_experiment(cfg: DictConfig, runs: Sequence[Path]) -> None:
             "column": f"{about['data']}/{about['task']}",
         }
         write_json(folder / f"{slug(about['row'])}-{content_hash(pointer)[:8]}.json", pointer)
+
+
+def index_cohort(cfg: DictConfig, data: ClinicalData) -> None:
+    """Put a cohort on the list of an experiment that trains nothing."""
+    column = f"{cfg.data.name}/{cfg.task.name}"
+    entry = {"column": column, "cohort": asdict(data.cohort), "data": data.fingerprint}
+    write_json(_declare(cfg) / f"{slug(column)}-{data.fingerprint[:8]}.json", entry)
+
+
+def _declare(cfg: DictConfig) -> Path:
+    """The folder of an experiment's list, with its declaration as it is now."""
+    folder = Path(cfg.paths.results) / "experiments" / cfg.experiment.name
+    write_json(folder / "experiment.json", plain(cfg.experiment))
+    return folder
 
 
 def show(run_folders: Sequence[Path], out: Path) -> None:
@@ -57,12 +71,13 @@ class SweepReport(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
-        runs = [Path(run) for job in sorted(folder.glob("job-*.json")) for run in json.loads(job.read_text())]
-        if not runs:
+        jobs = sorted(folder.glob("job-*.json"))
+        if not jobs:
             return  # every job failed, and each has said why
         if "experiment" in config:
             name, results = str(config.experiment.name), Path(config.paths.results)
             page = write_experiment(name, results, Path(config.paths.reports) / name)
             Console().print(f"Report: {page}", soft_wrap=True)
         else:
+            runs = [Path(run) for job in jobs for run in json.loads(job.read_text())]
             show(list(dict.fromkeys(runs)), Path(config.paths.reports) / "sweeps" / folder.name)

@@ -1,7 +1,7 @@
 """Death in hospital and readmission: exact probabilities in the cohorts of `ehrlab.data.cohorts.admissions`.
 
-Beliefs are over (trait, state) of patients whose last known stay is over, [patient, trait, state]; before and after the
-first diagnosis the weeks have different laws, and which of them holds is known.
+Beliefs are over (trait, state) of patients whose last known stay is over, [patient, trait, state] where nothing else is
+said; before and after the first diagnosis the weeks have different laws, and which of them holds is known.
 """
 
 from __future__ import annotations
@@ -23,21 +23,23 @@ class LastStay:
         self._none = {status: self._no_stay(weeks) for status, weeks in ((False, law.before), (True, law.after))}
         self._one = {status: self._one_stay(status) for status in (False, True)}
 
-    def known(self, belief: Floats, week: Ints, ahead: Ints, is_diagnosed: Bools) -> Floats:
+    def known(self, belief: Floats, week: Ints, is_diagnosed: Bools) -> Floats:
         """P(death) where the stay is known but not how it ended: [patient].
 
-        belief  in the week of the stay, before its end is known; week, ahead: that week, and the weeks it blocks on
+        belief  [patient, trait, blocked, state] in the week of the stay, `blocked` weeks before that of its end
+        week    of its end
         """
         law, out = self._law, np.empty(len(belief))
         for status, weeks in ((False, law.before), (True, law.after)):
-            mine = is_diagnosed == status
-            alive = belief * law.survives[int(status)]
-            for step in range(int(ahead[mine].max(initial=0))):
-                rows = np.flatnonzero(mine & (ahead > step))
-                alive[rows] = np.einsum("nks,kst->nkt", alive[rows], weeks.blocked, optimize=True)
-            rows = np.flatnonzero(mine)
-            died = (belief[rows] * (1.0 - law.survives[int(status)])).sum((1, 2))
-            left = (alive[rows] * self._none[status][week[rows] + ahead[rows] + 1]).sum((1, 2))
+            rows = np.flatnonzero(is_diagnosed == status)
+            mine, survives = belief[rows], law.survives[int(status)]
+            died = (mine * (1.0 - survives)).sum((1, 2, 3))
+            alive = np.zeros_like(mine[:, :, 0])
+            for blocked in range(belief.shape[2] - 1, -1, -1):
+                alive = mine[:, :, blocked] * survives + alive
+                if blocked:
+                    alive = np.einsum("nks,kst->nkt", alive, weeks.blocked, optimize=True)
+            left = (alive * self._none[status][week[rows] + 1]).sum((1, 2))
             out[rows] = died / (died + left)
         return out
 

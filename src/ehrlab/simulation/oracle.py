@@ -1,7 +1,7 @@
 """The exact Bayes risk of every sample of a simulated cohort, given each of several information sets.
 
-codes    the visits' sets of codes in order, and the time from the first visit to the landmark, but not when between the
-         two the visits fell
+codes    the visits' sets of codes in order, the times of the first visit, which opens the record, and the landmark; but
+         not when between the two the other visits fell, nor how long they took
 +time    and when
 +labs, +notes  and what the laboratory tests and the notes of the visits say
 latent   the true state at the landmark (its week's and the one before) and the true static traits
@@ -25,14 +25,15 @@ from ehrlab.core.errors import InputError
 from ehrlab.core.files import replacing
 from ehrlab.simulation import admissions, first_diagnosis
 from ehrlab.simulation.chain import NUM_FAMILY, NUM_RISK
-from ehrlab.simulation.filter import Filter, Histories, Law, law
+from ehrlab.simulation.filter import Filter, Law, law
 from ehrlab.simulation.folder import MARK
 from ehrlab.simulation.knobs import Knobs, turn
-from ehrlab.simulation.population import Floats, Ints, simulate_spec
+from ehrlab.simulation.population import Bools, Floats, Ints, simulate_spec
 from ehrlab.simulation.records import LAYOUTS, SOURCES, Records, code_likelihood, read
 from ehrlab.simulation.spec import RACES, Shape, population
 from ehrlab.simulation.specification import SPECIFICATION
 from ehrlab.simulation.strata import Strata, year_share
+from ehrlab.simulation.untimed import UntimedFilter
 
 log = logging.getLogger(__name__)
 
@@ -78,23 +79,31 @@ def write_oracle(
 
 
 def information_sets(modalities: Sequence[str]) -> list[tuple[str, ...]]:
-    """The subsets of the modalities, the smallest first: () for codes alone."""
+    """The subsets of what can be known beside the codes, the smallest first: () for codes alone.
+
+    >>> ["+".join(("codes", *chosen)) for chosen in information_sets(["time", "labs"])]
+    ['codes', 'codes+time', 'codes+labs', 'codes+time+labs']
+    """
     return [chosen for size in range(len(modalities) + 1) for chosen in itertools.combinations(modalities, size)]
 
 
 def _beliefs(
-    shape: Shape, law: Law, records: Records, histories: Histories, visits: Ints, rows: Ints
+    shape: Shape, records: Records, rows: Ints, visits: Ints, timed: Filter, untimed: UntimedFilter
 ) -> Iterator[tuple[str, Floats]]:
-    """Information set, and the belief at the landmark given it, for those sets that know when visits fell."""
-    exact = Filter(law, histories)
-    codes = code_likelihood(shape, records.visit_flags[visits])
-    for chosen in information_sets(list(records.evidence)):
+    """Information set, and the beliefs at the landmarks of `rows` given it; `visits` are theirs."""
+    flags = records.visit_flags[visits]
+    codes, patterns = code_likelihood(shape, flags), flags @ (1 << np.arange(flags.shape[1]))
+    for chosen in information_sets(["time", *records.evidence]):
         chain_evidence, family_evidence = codes, np.ones((len(visits), NUM_FAMILY))
-        for name in chosen:
+        for name in set(chosen) - {"time"}:
             chain, family = records.evidence[name]
             chain_evidence, family_evidence = chain_evidence * chain[visits], family_evidence * family[visits]
-        yield "+".join(("codes", "time", *chosen)), exact.run(chain_evidence, family_evidence)
-    yield "latent", exact.truth(records.trait[rows], records.states[rows])
+        if chosen == ("time",):
+            belief = timed.run(chain_evidence, family_evidence, same=patterns)
+        else:
+            belief = (timed if "time" in chosen else untimed).run(chain_evidence, family_evidence)
+        yield "+".join(("codes", *chosen)), belief
+    yield "latent", timed.truth(records.trait[rows], records.states[rows])
 
 
 class _FirstDiagnosis:
@@ -126,7 +135,8 @@ class _FirstDiagnosis:
         for risk, (of_risk, future) in enumerate(zip(laws, futures, strict=True)):
             rows = np.flatnonzero(records.risk == risk)
             histories, visits = records.histories(rows, of_risk.weeks)
-            for name, belief in _beliefs(shape, of_risk, records, histories, visits, rows):
+            timed, untimed = Filter(of_risk, histories), UntimedFilter(of_risk, histories)
+            for name, belief in _beliefs(shape, records, rows, visits, timed, untimed):
                 of_rows = first_diagnosis.likelihoods(future, histories.landmark_week, index[rows], belief)
                 history.setdefault(name, np.empty((records.num_samples, 2)))[rows] = of_rows
         strata = Strata(shape, layout, task["age_band_years"])
@@ -148,24 +158,30 @@ class _Admissions:
 
     def __call__(self, shape: Shape, layout: str, records: Records, task: Mapping[str, Any]) -> dict[str, Floats]:
         out: dict[str, Floats] = {}
-        is_known = task["kind"] == "in_hospital_mortality" and task["include_last_admission"]
+        in_last = task["kind"] == "in_hospital_mortality" and task["include_last_admission"]
         for risk in range(NUM_RISK):
             of_risk = law(shape, risk)
             rows = np.flatnonzero(records.risk == risk)
-            histories, visits = records.histories(rows, of_risk.weeks, in_last_visit=is_known)
-            for name, belief in _beliefs(shape, of_risk, records, histories, visits, rows):
-                answer = self._answer(of_risk, records.landmark[rows], histories, belief[:, :, 0], task)
+            histories, visits = records.histories(rows, of_risk.weeks)
+            untimed = UntimedFilter(of_risk, histories, ends_at_landmark=True, is_survived=not in_last)
+            week, is_diagnosed = (histories.landmark // 7.0).astype(np.int64), histories.diagnosed < of_risk.weeks
+            if in_last:
+                histories, _ = records.histories(rows, of_risk.weeks, in_last_visit=True)
+            blocked = week - histories.landmark_week
+            for name, belief in _beliefs(shape, records, rows, visits, Filter(of_risk, histories), untimed):
+                if in_last and ("time" in name or name == "latent"):
+                    belief = _placed(belief, blocked)
+                answer = self._answer(of_risk, belief, week, histories.landmark, is_diagnosed, task)
                 out.setdefault(name, np.empty(records.num_samples))[rows] = answer
         return out
 
     def _answer(
-        self, of_risk: Law, landmark: Floats, histories: Histories, belief: Floats, task: Mapping[str, Any]
+        self, of_risk: Law, belief: Floats, week: Ints, landmark: Floats, is_diagnosed: Bools, task: Mapping[str, Any]
     ) -> Floats:
-        week, is_diagnosed = (landmark // 7.0).astype(np.int64), histories.diagnosed < of_risk.weeks
         if task["kind"] == "readmission":
             return admissions.readmission(
                 of_risk,
-                belief,
+                belief[:, :, 0],
                 week + 1,
                 landmark + task["days"],
                 is_diagnosed,
@@ -173,9 +189,16 @@ class _Admissions:
             )
         last_stay = admissions.LastStay(of_risk)
         if task["include_last_admission"]:
-            begun = histories.landmark_week
-            return last_stay.known(belief, begun, week - begun, is_diagnosed)
-        return last_stay.next(belief, week + 1, is_diagnosed)
+            return last_stay.known(belief, week, is_diagnosed)
+        return last_stay.next(belief[:, :, 0], week + 1, is_diagnosed)
+
+
+def _placed(belief: Floats, blocked: Ints) -> Floats:
+    """The belief at 0 on the third axis, moved to `blocked`."""
+    out = np.zeros_like(belief)
+    rows = np.arange(len(belief))
+    out[rows, :, blocked] = belief[:, :, 0]
+    return out
 
 
 class _Question(Protocol):

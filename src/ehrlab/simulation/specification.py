@@ -1,8 +1,8 @@
 """The simulator's specification: every number of it, in words, and the digest that names it.
 
 `specification.txt` beside this file is what was fixed before any method of a paper was run on simulated patients
-(docs/decisions.md). A test compares it with the code; `freeze()` writes it anew, which makes another population: results
-on the old one then belong to a digest that no longer exists.
+(docs/decisions.md). A test compares it with the code; `freeze()` writes it anew, which makes another population:
+results on the old one then belong to a digest that no longer exists.
 """
 
 from __future__ import annotations

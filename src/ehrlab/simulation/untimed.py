@@ -23,15 +23,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ehrlab.simulation.filter import Histories, Law
-from ehrlab.simulation.population import Floats, Ints
+from ehrlab.simulation.population import Bools, Floats, Ints
 
 Complex = NDArray[np.complex128]
 
 _MANY_WEEKS = 40  # for the parabola
-_POINTS, _POINTS_PER_VISIT = 20, 1.0  # of the parabola
+_POINTS = 20  # of the parabola, and one more for each visit
+RR = 40
 _ALIKE = 1.25  # patients whose weeks and visits agree up to this factor share a contour
 _MOST_ROWS = 512
-_NEGLIGIBLE = 1e-11
+_AT_ONCE = 256  # points x patients
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,10 +43,13 @@ class Contour:
     weight: Complex
 
     @classmethod
-    def parabola(cls, weeks: float, num_points: int, most: float) -> Contour:
+    def parabola(cls, weeks: float, num_visits: int, most: float) -> Contour:
         """For coefficients of z^k, k about `weeks`, of a function whose poles lie on the real axis from 1 / most on."""
+        num_points = _POINTS + num_visits
         step, mu = 3.0 / num_points, np.pi * num_points / (12.0 * weeks)
-        u = step * np.arange(num_points + 1)
+        # Further out, z^-k has fallen by _NEGLIGIBLE; and where visits block weeks, the series may grow without bound.
+        reach = min(np.sqrt((25.0 + RR * num_visits / weeks) / (mu * weeks)), 3.0)
+        u = step * np.arange(int(reach / step) + 1)
         weight = (2.0 * mu * step / np.pi * (1.0 + 1j * u)).astype(np.complex128)
         weight[0] *= 0.5
         return cls(np.exp(-np.log(most) - mu * (1.0 + 1j * u) ** 2), weight)
@@ -68,19 +72,22 @@ class _Status:
         weeks = law.after if is_diagnosed else law.before
         self.quiet, self.blocked, self._shares = weeks.quiet * law.lives, weeks.blocked, law.stays.blocks()
         self.later_visit = weeks.visit.sum(1) * law.survives[int(is_diagnosed)]
-        self.visit = np.moveaxis(weeks.visit, 1, 2).reshape(law.num_traits, law.num_states, -1)
-        self.diagnosis = np.moveaxis(weeks.diagnosis, 1, 2).reshape(law.num_traits, law.num_states, -1)
+        self.visit, self.diagnosis = (
+            np.moveaxis(moves, 1, 2).reshape(law.num_traits, law.num_states, -1)
+            for moves in (weeks.visit, weeks.diagnosis)
+        )
 
-    def at(self, z: np.complex128) -> tuple[Floats, Floats]:
-        """(1 - z Q)^-1 and z B(z) (1 - z Q)^-1, each [trait, state, 2 * state]: the real, then the imaginary part."""
-        unit = np.eye(self.quiet.shape[-1], dtype=np.complex128)
-        home = np.linalg.inv(unit - z * self.quiet)
+    def at(self, points: Complex) -> tuple[Floats, Floats]:
+        """(1 - z Q)^-1 and z B(z) (1 - z Q)^-1: [trait, point, state, 2 * state], the real, then the imaginary part."""
+        unit, z = np.eye(self.quiet.shape[-1], dtype=np.complex128), points[:, None, None]
+        home = np.linalg.inv(unit - z * self.quiet[:, None])
         power, blocks = np.broadcast_to(unit, home.shape), self._shares[0] * np.broadcast_to(unit, home.shape)
         for share in self._shares[1:]:
-            power = z * (power @ self.blocked)
+            power = z * (power @ self.blocked[:, None])
             blocks = blocks + share * power
         after = z * (blocks @ home)
-        return np.concatenate([home.real, home.imag], -1), np.concatenate([after.real, after.imag], -1)
+        both = (np.concatenate([m.real, m.imag], -1) for m in (home, after))
+        return next(both), next(both)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,26 +133,26 @@ class UntimedFilter:
         self._status = {is_diagnosed: _Status(law, is_diagnosed) for is_diagnosed in (False, True)}
 
     def run(self, chain_evidence: Floats, family_evidence: Floats) -> Floats:
-        """Beliefs [patient, trait, ahead, state] given likelihoods [visit, event, state] and [visit, family history]."""
+        """Beliefs [patient, trait, ahead, state]; arguments as of Filter.run."""
         law, n = self.law, self._histories.num_patients
         going_on = self._histories.going_on
         seen = np.where(going_on[:, None, None], 1.0, chain_evidence)
         family = np.where(going_on[:, None], 1.0, family_evidence)[:, law.has_family]
         start = self._start(seen, family)
         out = np.zeros((n, law.num_traits, law.stays.longest + 1, law.num_states))
-        alone = (self._num_later == 0) & (self._weeks < 0)
-        out[alone, :, 0] = self._blocked_entry(start)[alone]
-        if not self._is_survived:
-            only = np.flatnonzero(self._num_later == 0)
-            out[only] = 0.0
-            out[only, :, self._entry_blocks[only]] = start[only]
-        else:
-            only = np.flatnonzero(alone)
-        rest = np.setdiff1d(np.arange(n), only)
         home = self._blocked_entry(start)
-        for rows, contour in self._groups(rest, home, seen):
+        alone = (self._num_later == 0) & (self._weeks < 0)
+        only = np.flatnonzero(alone)
+        if self._is_survived:
+            out[only, :, 0] = home[only]
+        else:
+            out[only, :, self._entry_blocks[only]] = start[only]
+        rest = np.flatnonzero(~alone)
+        for rows, contour in self._groups(rest):
             sums = self._sums(rows, contour, home, seen)
             out[rows] = self._at_landmark(rows, sums)
+        # Of what is next to impossible, rounding may leave less than nothing.
+        out = np.maximum(out, 0.0)
         return out / out.sum((1, 2, 3), keepdims=True)
 
     def _start(self, seen: Floats, family: Floats) -> Floats:
@@ -212,7 +219,7 @@ class UntimedFilter:
         return out
 
     # ------------------------------------------------------------------------------------------ sums over placements
-    def _groups(self, rows: Ints, home: Floats, seen: Floats) -> Iterator[tuple[Ints, Contour]]:
+    def _groups(self, rows: Ints) -> Iterator[tuple[Ints, Contour]]:
         """Patients for whom one contour serves, with as many visits and weeks up to some 25 %."""
         if not len(rows):
             return
@@ -229,101 +236,94 @@ class UntimedFilter:
             contour = Contour.circle(most_weeks, most_visits)
             if most_weeks >= _MANY_WEEKS:
                 middle = float(np.exp(np.log(self._weeks[group]).mean()))
-                contour = Contour.parabola(middle, int(_POINTS + _POINTS_PER_VISIT * most_visits), most)
+                contour = Contour.parabola(middle, most_visits, most)
             for begin in range(0, len(group), _MOST_ROWS):
                 yield group[begin : begin + _MOST_ROWS], contour
 
     def _sums(self, rows: Ints, contour: Contour, home: Floats, seen: Floats) -> _Sums:
-        law, num_lags = self.law, self.law.stays.longest + 1
+        law, num_lags, later = self.law, self.law.stays.longest + 1, self._num_later[rows]
         out = _Sums(
             np.zeros((len(rows), law.num_traits, law.num_states)),
             np.zeros((len(rows), num_lags, law.num_traits, law.num_states)),
         )
         scales: dict[int, Floats] = {}
-        first, small = np.zeros(len(rows)), 0
-        for z, weight in zip(contour.z, contour.weight, strict=True):
-            size = np.zeros(len(rows))
+        at_once = int(np.clip(_AT_ONCE // len(rows), 2, len(contour.z)))
+        for begin in range(0, len(contour.z), at_once):
+            z, weight = contour.z[begin : begin + at_once], contour.weight[begin : begin + at_once]
             for ordinal, (arrived, at_home) in enumerate(self._series(rows, z, home, seen, scales)):
-                begin, end = np.searchsorted(-self._num_later[rows], (-ordinal, 1 - ordinal))
-                power = weight * np.exp(-self._weeks[rows[begin:end]] * np.log(z))
-                out.home[begin:end] = out.home[begin:end] + _real(power, at_home[:, :, begin:end])
-                size[begin:end] = np.abs(power) * np.abs(at_home[:, :, begin:end]).max((0, 1, 3), initial=0.0)
+                ends = slice(*np.searchsorted(-later, (-ordinal, 1 - ordinal)))
+                power = weight[:, None] * np.exp(-np.log(z)[:, None] * self._weeks[rows[ends]])
+                out.home[ends] += _real(power, at_home[:, :, :, ends])
                 for ago in range(num_lags if ordinal else 0):
-                    out.arrivals[begin:end, ago] += _real(power * z**ago, arrived[:, :, begin:end])
-            first = np.maximum(first, size)
-            small = small + 1 if (size < _NEGLIGIBLE * first).all() else 0
-            if small == 2:
-                break
+                    out.arrivals[ends, ago] += _real(power * z[:, None] ** ago, arrived[:, :, :, ends])
         return out
 
     def _series(
-        self, rows: Ints, z: np.complex128, home: Floats, seen: Floats, scales: dict[int, Floats]
+        self, rows: Ints, z: Complex, home: Floats, seen: Floats, scales: dict[int, Floats]
     ) -> Iterator[tuple[Floats, Floats]]:
-        """After 0, 1, ... later visits: in the week of that visit, and at home after it; each [trait, 2, patient, state].
+        """After 0, 1, ... later visits: in the week of that visit, and at home after it.
 
-        The 2 are the real and the imaginary part; patients are those with so many later visits, the first of `rows`.
-        The first pass fills `scales`, by which this and every further pass divide.
+        Each [trait, point, 2, patient, state], where the 2 are the real and the imaginary part and the patients those
+        with so many later visits, the first of `rows`. The first pass fills `scales`, by which it and all further ones
+        divide.
         """
-        law, later = self.law, self._num_later[rows]
-        at = {
-            status: self._status[status].at(z) for status in ((False, True) if self._any_diagnosed(rows) else (False,))
-        }
-        now = np.empty((law.num_traits, 2, len(rows), law.num_states))
-        start = np.moveaxis(home[rows], 1, 0)
+        law, later, made = self.law, self._num_later[rows], self._diagnosed[rows]
+        statuses = (False, True) if (made <= later).any() else (False,)
+        at = {status: self._status[status].at(z) for status in statuses}
+        now = np.empty((law.num_traits, len(z), 2, len(rows), law.num_states))
+        start = np.moveaxis(home[rows], 1, 0)[:, None]
         for status, (stays_home, _) in at.items():
-            mine = np.flatnonzero((self._diagnosed[rows] == 0) == status)
-            now[:, :, mine] = _split(start[:, mine] @ stays_home)
+            mine = _which((made == 0) == status)
+            now[:, :, :, mine] = _split(start[:, :, mine] @ stays_home)
         self._rescale(now, 0, scales)
         yield now, now
         for ordinal in range(1, int(later.max(initial=0)) + 1):
             active = int(np.searchsorted(-later, -ordinal, side="right"))
-            made = self._diagnosed[rows[:active]]
+            made = made[:active]
             shown = seen[self._visits[self._first[rows[:active]] + ordinal]]
-            arrived = np.empty((law.num_traits, 2, active, law.num_states))
-            for status, name, mine in self._kinds(made, ordinal):
-                flat = getattr(self._status[status], name)
-                moved = now[:, :, mine].reshape(law.num_traits, -1, law.num_states) @ flat
-                moved = moved.reshape(law.num_traits, 2, len(mine), -1, law.num_states)
-                arrived[:, :, mine] = np.einsum("kines,nes->kins", moved, shown[mine])
-            ends_here = (later[:active] == ordinal)[:, None]
             survives = law.survives[(made <= ordinal).astype(np.int64)]
-            arrived *= survives if self._is_survived else np.where(ends_here, 1.0, survives)
+            if not self._is_survived:
+                survives = np.where((later[:active] == ordinal)[:, None], 1.0, survives)
+            shown = shown * survives[:, None]
+            arrived = np.empty((*now.shape[:3], active, law.num_states))
+            for status, name, chosen in (
+                (False, "visit", made > ordinal),
+                (False, "diagnosis", made == ordinal),
+                (True, "visit", made < ordinal),
+            ):
+                if chosen.any():
+                    mine = _which(chosen)
+                    before = now[:, :, :, :active][:, :, :, mine]
+                    moved = before.reshape(law.num_traits, -1, law.num_states) @ getattr(self._status[status], name)
+                    moved = moved.reshape(*before.shape[:4], -1, law.num_states)
+                    arrived[:, :, :, mine] = np.einsum("kpines,nes->kpins", moved, shown[mine])
             self._rescale(arrived, ordinal, scales)
             now = np.empty_like(arrived)
             for status, (_, returns) in at.items():
-                mine = np.flatnonzero((made <= ordinal) == status)
-                real, imaginary = (_split(arrived[:, part, mine] @ returns) for part in (0, 1))
-                now[:, 0, mine] = real[:, 0] - imaginary[:, 1]
-                now[:, 1, mine] = real[:, 1] + imaginary[:, 0]
+                mine = _which((made <= ordinal) == status)
+                real, imaginary = (_split(arrived[:, :, part, mine] @ returns) for part in (0, 1))
+                now[:, :, 0, mine] = real[:, :, 0] - imaginary[:, :, 1]
+                now[:, :, 1, mine] = real[:, :, 1] + imaginary[:, :, 0]
             yield arrived, now
-
-    def _any_diagnosed(self, rows: Ints) -> bool:
-        return bool((self._diagnosed[rows] <= self._num_later[rows]).any())
-
-    @staticmethod
-    def _kinds(made: Ints, ordinal: int) -> Iterator[tuple[bool, str, Ints]]:
-        """Which matrices visit number `ordinal` has: of the diagnosed or not, and of a visit or the diagnosis."""
-        for status, name, mine in (
-            (False, "visit", made > ordinal),
-            (False, "diagnosis", made == ordinal),
-            (True, "visit", made < ordinal),
-        ):
-            if mine.any():
-                yield status, name, np.flatnonzero(mine)
 
     @staticmethod
     def _rescale(values: Floats, ordinal: int, scales: dict[int, Floats]) -> None:
         if ordinal not in scales:
-            scales[ordinal] = np.abs(values).sum((0, 1, 3))
+            scales[ordinal] = np.abs(values[:, 0]).sum((0, 1, 3)).astype(values.dtype)
         values /= scales[ordinal][:, None]
 
 
+def _which(chosen: Bools) -> Ints | slice:
+    """A slice, which copies nothing, where all are chosen."""
+    return slice(None) if chosen.all() else np.flatnonzero(chosen)
+
+
 def _split(values: Floats) -> Floats:
-    """[trait, patient, 2 * state] -> [trait, 2, patient, state]."""
-    return np.moveaxis(values.reshape(*values.shape[:2], 2, -1), 2, 1)
+    """[trait, point, patient, 2 * state] -> [trait, point, 2, patient, state]."""
+    return np.moveaxis(values.reshape(*values.shape[:3], 2, -1), 3, 2)
 
 
 def _real(factor: Complex, values: Floats) -> Floats:
-    """Re(factor * values): [patient, trait, state] from values [trait, 2, patient, state]."""
-    real, imaginary = values[:, 0], values[:, 1]
-    return np.moveaxis(factor.real[:, None] * real - factor.imag[:, None] * imaginary, 0, 1)
+    """Re(factor [point, patient] * values [trait, point, 2, patient, state]), summed: [patient, trait, state]."""
+    real = np.einsum("pn,kpns->nks", factor.real, values[:, :, 0])
+    return real - np.einsum("pn,kpns->nks", factor.imag, values[:, :, 1])

@@ -29,17 +29,16 @@ class Sequences:
     """
 
     offsets: NDArray[np.int64]
-    ids: NDArray[np.int64]
-    visit: NDArray[np.int64]
-    age: NDArray[np.int64]
-    place: NDArray[np.int64]
+    ids: NDArray[Any]
+    visit: NDArray[Any]
+    age: NDArray[Any]
+    place: NDArray[Any]
 
     @classmethod
     def of(cls, frame: pl.DataFrame) -> Sequences:
         """From a column of lists per field."""
-        lengths = frame["ids"].list.len().to_numpy().astype(np.int64)
-        flat = {name: frame[name].explode().to_numpy().astype(np.int64) for name in FIELDS}
-        return cls(_offsets(lengths), **flat)
+        flat = {name: frame[name].explode().to_numpy() for name in FIELDS}
+        return cls(_offsets(frame["ids"].list.len().to_numpy()), **flat)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -55,6 +54,8 @@ class Sequences:
 
     def first(self, num_tokens: int) -> Sequences:
         """The first tokens of each sequence."""
+        if self.lengths.max() <= num_tokens:
+            return self
         return self.where(np.arange(len(self.ids)) - self.offsets[self.row] < num_tokens)
 
     def where(self, kept: NDArray[np.bool_]) -> Sequences:
@@ -80,7 +81,7 @@ class Sequences:
         column = np.arange(width)
         mask = column < self.lengths[rows][:, None]
         source = np.where(mask, self.offsets[rows][:, None] + column, 0)
-        return mask, {name: np.where(mask, getattr(self, name)[source], 0) for name in FIELDS}
+        return mask, {name: np.where(mask, getattr(self, name)[source], 0).astype(np.int64) for name in FIELDS}
 
 
 @dataclass(frozen=True)
@@ -234,7 +235,8 @@ def _without(
 
 def _any(what: NDArray[np.bool_], sequences: Sequences) -> NDArray[np.bool_]:
     """Of each sequence: is it true of a token?"""
-    return np.bincount(sequences.row[what], minlength=len(sequences)) > 0
+    found: NDArray[np.bool_] = np.logical_or.reduceat(what, sequences.offsets[:-1])
+    return found
 
 
 def _one_of_each(

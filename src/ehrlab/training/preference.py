@@ -395,15 +395,13 @@ def build_trainer(
         "lr_scheduler_type": "linear",
         "logging_strategy": "epoch",
         "save_strategy": "epoch",
-        "logging_nan_inf_filter": False,  # it would put the mean of the earlier losses in the place of one
         "remove_unused_columns": False,
         "report_to": "none",
         "disable_tqdm": True,
         "seed": seed_32,
         **hardware,
     }
-    # No task type: peft's causal wrapper passes on arguments that only text models know.
-    lora = LoraConfig(r=phase.lora_rank, target_modules="all-linear") if phase.lora_rank else None
+    lora = _adapters(lm, phase.lora_rank) if phase.lora_rank else None
     trainer: CodeDPOTrainer | LikelihoodTrainer
     if phase.likelihood is not None:
         args = _on_one_device(TrainingArguments(**common))
@@ -431,6 +429,13 @@ def build_trainer(
         )
     trainer.follow(phase.name, recipe, pairs.lengths, seed)
     return trainer
+
+
+def _adapters(lm: PreTrainedModel, rank: int) -> LoraConfig:
+    """Beside every linear layer but the heads: of those, preferences reach the output's only, and it may be tied."""
+    heads = [name for name, module in lm.named_children() if isinstance(module, nn.Linear)]
+    # No task type: peft's causal wrapper passes on arguments that only text models know.
+    return LoraConfig(r=rank, target_modules="all-linear", exclude_modules=heads)
 
 
 def _on_one_device(args: TrainingArguments) -> TrainingArguments:
