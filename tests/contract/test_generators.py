@@ -1,5 +1,6 @@
 """What every generator of conf/model obeys."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -41,7 +42,9 @@ def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def pretrain(model: SequenceGenerator, batch: Batch, steps: int, learning_rate: float = 0.02, seed: int = 0) -> list[float]:
+def pretrain(
+    model: SequenceGenerator, batch: Batch, steps: int, learning_rate: float = 0.02, seed: int = 0
+) -> list[float]:
     torch.manual_seed(seed)
     model.train()
     losses = []
@@ -141,7 +144,8 @@ def test_samples_do_not_see_each_other(trained: SequenceGenerator) -> None:
 
 def test_same_seed_gives_the_same_losses_and_another_seed_others(name: str) -> None:
     first, again, other = (
-        pretrain(build_generator(f"model={name}", seed=seed), token_batch(), SOME_STEPS, seed=seed) for seed in (3, 3, 4)
+        pretrain(build_generator(f"model={name}", seed=seed), token_batch(), SOME_STEPS, seed=seed)
+        for seed in (3, 3, 4)
     )
     assert first == again != other
 
@@ -169,18 +173,18 @@ def assert_valid(prompt: Tokens, found: Tokens, max_new_tokens: int) -> None:
         assert len(sequence) <= min(len(before) + max_new_tokens, TOKENS.max_tokens)
         assert EOS not in sequence[:-1]
         assert not {PAD, BOS} & set(sequence[1:])
-        assert all(token in (BOS, VISIT, EOS) or 5 <= token for token in sequence)
+        assert all(token in (BOS, VISIT, EOS) or token >= 5 for token in sequence)
         first_visit = sequence.index(VISIT) if VISIT in sequence else len(sequence)
         assert all(token < TOKENS.first_code for token in sequence[:first_visit])
         assert all(token in (VISIT, EOS) or token >= TOKENS.first_code for token in sequence[first_visit:])
-        assert (VISIT, VISIT) not in zip(sequence, sequence[1:])
+        assert (VISIT, VISIT) not in itertools.pairwise(sequence)
         real = found.mask[row]
         assert real[: len(sequence)].all() and not real[len(sequence) :].any()  # noqa: PT018
         visit = (found.ids[row] == VISIT).cumsum(0)
         assert torch.equal(found.visit[row][real], visit[real])
         assert visit.max() <= TOKENS.max_visits
-        for values in (found.age[row][real], found.place[row][real]):
-            assert torch.equal(values[: len(before)], values[: len(before)])
+        for given, values in ((prompt.age, found.age[row][real]), (prompt.place, found.place[row][real])):
+            assert torch.equal(values[: len(before)], given[row, : len(before)])
             assert (values.diff()[visit[real].diff() == 0] == 0).all(), "age and place stay within a visit"
         assert (found.age[row][real].diff() >= 0).all()
         for values in (found.ids, found.visit, found.age, found.place):
@@ -218,7 +222,9 @@ def test_top_1_is_the_most_probable_and_top_all_is_everything(name: str, trained
         return
 
     def codes(**settings: Any) -> Sequence[int]:
-        return [s[-1] for s in sequences_of(trained.generate(prompts(), 1, torch.Generator().manual_seed(3), **settings))]
+        return [
+            s[-1] for s in sequences_of(trained.generate(prompts(), 1, torch.Generator().manual_seed(3), **settings))
+        ]
 
     assert codes(temperature=1.0, top_k=1) == codes(temperature=0.0)
     assert codes(temperature=1.0, top_k=TOKENS.num_tokens) == codes(temperature=1.0)

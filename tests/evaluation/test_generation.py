@@ -1,8 +1,10 @@
 """Completions in, numbers out: presence of the target, ROUGE-1, its probability, memorisation."""
 
 import json
+import sys
 from itertools import pairwise
 
+import absl.logging
 import numpy as np
 import polars as pl
 import pytest
@@ -17,6 +19,9 @@ from ehrlab.evaluation import generation, privacy, utility
 from ehrlab.evaluation.comparison import paired_difference, row_interval
 from ehrlab.evaluation.sequences import Sequences, read_completions
 from fake_completions import CAUSES, FIRST_SUBJECT, SPEC, table, world
+
+# rouge-score's logging would close pytest's own stream whenever logging is configured anew.
+absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 BOS, EOS, VISIT, PAD = SPEC.BOS, SPEC.EOS, SPEC.VISIT, SPEC.PAD
 A, B = SPEC.targets

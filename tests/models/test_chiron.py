@@ -10,7 +10,7 @@ from ehrlab.core.batch import Tokens
 from ehrlab.core.errors import InputError
 from ehrlab.models.chiron import Chiron
 from ehrlab.nn.chiron import ChironForCausalLM, ChironStepper
-from ehrlab.nn.generation import Element, Grammar, draw, last_element
+from ehrlab.nn.generation import Element, Grammar, beam_search, draw, last_element
 from sequences import (
     BOS,
     EOS,
@@ -155,6 +155,14 @@ def test_ages_never_fall_places_stay_within_a_visit_and_visits_are_counted() -> 
     assert found.age.unique().numel() > 4
 
 
+def test_one_beam_finds_what_greedy_sampling_finds_ages_and_places_included(model: Chiron) -> None:
+    prompt = cut(tokens_of(random_sequences(visits=(3, 1, 4))), [6, 2, 9])
+    greedy = model.generate(prompt, 12, temperature=0.0)
+    beam = beam_search(ChironStepper(model.lm, prompt.ids.shape[1] + 12), prompt, TOKENS, 12, num_beams=1)
+    for name in ("ids", "visit", "age", "place", "mask"):
+        assert torch.equal(getattr(beam, name), getattr(greedy, name)), name
+
+
 def test_hugging_face_folder_restores_the_model(tmp_path: Path) -> None:
     lm = build("hidden").lm.float()
     lm.save_pretrained(tmp_path)
@@ -179,9 +187,10 @@ def test_attention_mask_hides_padding_on_either_side(model: Chiron, left: bool) 
     """As TRL pads (right) and as `generate` of transformers pads (left)."""
     sequences = random_sequences(visits=(3, 1))
     width = max(map(len, sequences))
-    padding = [[PAD] * (width - len(s)) for s in sequences]
-    ids = torch.tensor([[*p, *s] if left else [*s, *p] for s, p in zip(sequences, padding)])
-    real = torch.tensor([[0] * len(p) + [1] * len(s) if left else [1] * len(s) + [0] * len(p) for s, p in zip(sequences, padding)])
+    ids, real = torch.full((2, width), PAD), torch.zeros(2, width, dtype=torch.long)
+    for row, sequence in enumerate(sequences):
+        where = slice(width - len(sequence), None) if left else slice(len(sequence))
+        ids[row, where], real[row, where] = torch.tensor(sequence), 1
     logits = model.lm(ids, attention_mask=real).logits
     assert logits.isfinite().all()
     for row, mask, sequence in zip(logits, real, sequences):
@@ -197,7 +206,8 @@ def test_generate_of_transformers_gives_the_same_with_and_without_its_cache(mode
     with_cache = model.lm.generate(ids, **settings)
     without = model.lm.generate(ids, use_cache=False, **settings)
     assert torch.equal(with_cache, without)
-    alone = model.lm.generate(ids[1:], **{**settings, **{k: settings[k][1:] for k in ("attention_mask", "age", "place")}})
+    second = {name: settings[name][1:] for name in ("attention_mask", "age", "place")}
+    alone = model.lm.generate(ids[1:], **{**settings, **second})
     width = min(alone.shape[1], with_cache.shape[1])
     assert torch.equal(alone[0, :width], with_cache[1, :width])
 

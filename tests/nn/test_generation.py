@@ -18,7 +18,11 @@ def test_drawn_frequencies_are_the_softmax() -> None:
     uniform = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
     for temperature, top_k in ((1.0, None), (0.5, None), (1.0, 3), (2.0, 1)):
         found = draw(logits.expand(20_000, -1), uniform, temperature, top_k).bincount(minlength=6) / 20_000
-        kept = logits[0] if top_k is None else logits[0].masked_fill(logits[0] < logits[0].topk(top_k).values[-1], -torch.inf)
+        kept = (
+            logits[0]
+            if top_k is None
+            else logits[0].masked_fill(logits[0] < logits[0].topk(top_k).values[-1], -torch.inf)
+        )
         torch.testing.assert_close(found, (kept / temperature).softmax(-1), rtol=0, atol=2e-4)
 
 

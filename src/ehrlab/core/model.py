@@ -221,7 +221,7 @@ class SequenceGenerator(Model):
     """A generator of medical-code sequences (LSTM, HALO, CHIRon), trained once on records, whatever the task."""
 
     requires: ClassVar[frozenset[str]] = frozenset({"tokens"})
-    ignores: ClassVar[frozenset[str]] = frozenset({"task", "data", "visits", "bootstrap"})
+    ignores: ClassVar[frozenset[str]] = frozenset({"task", "data", "visits", "bootstrap", "completion"})
     """Config keys on which the weights do not depend; a generator that is told the task's targets takes "task" out."""
 
     @abstractmethod

@@ -22,13 +22,14 @@ from safetensors import SafetensorError
 
 from ehrlab.core.errors import InputError
 from ehrlab.core.files import locked, replacing, write_whole
-from ehrlab.core.model import Model, RiskModel
+from ehrlab.core.model import Model, RiskModel, SequenceGenerator
 from ehrlab.core.spec import DataSpec
 from ehrlab.data.cache import build_once
 from ehrlab.data.cohorts.task import Task
 from ehrlab.data.prepare import ClinicalData, prepare
 from ehrlab.data.sources import Source
 from ehrlab.evaluation.risk import evaluate
+from ehrlab.run.completion import CompletionSettings, judge_generator
 from ehrlab.run.compose import Entry, entries, is_multirun, plain, seeds
 from ehrlab.run.generated import ANALYSES, write_analysis
 from ehrlab.run.oracle import ExactRisks, exact_risks
@@ -97,13 +98,15 @@ def _main(cfg: DictConfig) -> None:
         )
     data_name = str(cfg.data.name)
     source = open_source(cfg)
+    # Records as sequences of tokens can be had from whatever has visits; they are built where a model asks for them.
+    provides = source.provides | ({"tokens"} if "visits" in source.provides else set())
     for entry in matrix:
-        _check_requirements(entry, source.provides, data_name)
+        _check_requirements(entry, provides, data_name)
     if is_rank_zero() and (pending := cfg.baselines.get("pending")):
         log.info("baselines: not built yet, and so not in the table: %s", ", ".join(pending))
 
     task = instantiate(cfg.task)
-    data = open_data(cfg, source, task)
+    data = open_data(cfg, source, task, tokens=any("tokens" in requirements(entry) for entry in matrix))
     kind = cfg.experiment.get("kind") if "experiment" in cfg else None
     if is_rank_zero():
         _announce(cfg, data)
@@ -146,9 +149,9 @@ def _analyse(what: str, entry: Entry, run: Path, data: ClinicalData) -> None:
     write_analysis(what, run, model, data)
 
 
-def open_data(cfg: DictConfig, source: Source, task: Task) -> ClinicalData:
-    """The samples of a task; built where they are not in the cache."""
-    settings = {"split": plain(cfg.split), "visits": plain(cfg.visits)}
+def open_data(cfg: DictConfig, source: Source, task: Task, *, tokens: bool = False) -> ClinicalData:
+    """The samples of a task, and `tokens`: whole records as sequences; built where they are not in the cache."""
+    settings = {"split": plain(cfg.split), "visits": plain(cfg.visits), "tokens": plain(cfg.tokens) if tokens else None}
     return prepare(source, task, Path(cfg.paths.cache), **settings, simulated=source.simulated)
 
 
@@ -158,7 +161,7 @@ def open_source(cfg: DictConfig) -> Source:
     if root is None:
         settings = {k: v for k, v in plain(cfg.data.simulation).items() if k != "_partial_"}
         key = content_hash({**settings, "specification": [SPECIFICATION, sequences.SPECIFICATION]})[:16]
-        folder = Path(cfg.paths.cache) / "simulated" / f"{cfg.data.name}-{cfg.task.name}-{key}"
+        folder = Path(cfg.paths.cache) / "simulated" / f"{cfg.data.name}-{key}"
         write = instantiate(cfg.data.simulation)
         root = build_once(folder, write)
     elif not Path(root).is_dir():
@@ -167,9 +170,14 @@ def open_source(cfg: DictConfig) -> Source:
     return source
 
 
-def _check_requirements(entry: Entry, provides: frozenset[str], data_name: str) -> None:
+def requirements(entry: Entry) -> frozenset[str]:
+    """Batch fields that the entry's model reads."""
     model: type[Model] = get_class(entry.cfg.model._target_)
-    requires = model.requires
+    return model.requires
+
+
+def _check_requirements(entry: Entry, provides: frozenset[str], data_name: str) -> None:
+    requires = requirements(entry)
     if missing := requires - provides:
         raise InputError(
             f"model '{entry.model}' needs {_braces(requires)}, of which data '{data_name}' does not provide "
@@ -196,6 +204,8 @@ def identity(entry: Entry, seed: int, data: ClinicalData) -> dict[str, Any]:
     """What determines a run's numbers; paths, loggers and hardware (but for its precision) do not."""
     cfg = entry.cfg
     kept = {name: plain(cfg[name]) for name in ("model", "training", "task", "visits", "split", "bootstrap")}
+    if "tokens" in requirements(entry):
+        kept |= {name: plain(cfg[name]) for name in ("tokens", "completion")} | {"records": data.records}
     return {**kept, "data": data.fingerprint, "precision": str(cfg.trainer.precision), "seed": seed}
 
 
@@ -227,21 +237,34 @@ def _run(entry: Entry, seed: int, data: ClinicalData, exact: ExactRisks | None) 
         started = time.perf_counter()
         log.info("training %s, seed %d", entry.row, seed)
         model, device = _train(entry, seed, data, run)
-        assert isinstance(model, RiskModel), f"{entry.model}: only risk models are evaluated here"
-        predictions = predict(model, data, "held_out", batch_size=entry.cfg.training.batch_size, device=device)
-        with replacing(run.path / "predictions.parquet") as beside:
-            predictions.write_parquet(beside)
-        bootstrap = {"num_bootstrap": entry.cfg.bootstrap.num_resamples, "seed": entry.cfg.bootstrap.seed}
-        metrics = evaluate(predictions, **bootstrap)
-        if exact is not None:
-            metrics["oracle"], best = exact.judge(predictions, model.requires, **bootstrap)
-            if best is not None:
-                with replacing(run.path / "oracle.parquet") as beside:
-                    best.write_parquet(beside)
+        metrics = _judge(entry, seed, data, run, exact, model, device)
         origin = provenance(data.fingerprint, time.perf_counter() - started, device)
         _record(entry, seed, data, run, metrics, origin, model)
         run.finish()
     return run.path
+
+
+def _judge(
+    entry: Entry, seed: int, data: ClinicalData, run: RunFolder, exact: ExactRisks | None, model: Model, device: str
+) -> dict[str, Any]:
+    """The content of metrics.json, from files that are written first."""
+    cfg = entry.cfg
+    bootstrap = {"num_bootstrap": cfg.bootstrap.num_resamples, "seed": cfg.bootstrap.seed}
+    if isinstance(model, SequenceGenerator):
+        settings = CompletionSettings(**plain(cfg.completion))
+        draws = {"num_bootstrap": bootstrap["num_bootstrap"], "bootstrap_seed": bootstrap["seed"]}
+        return judge_generator(model, data, settings, run.path, seed=seed, device=device, **draws)
+    assert isinstance(model, RiskModel)
+    predictions = predict(model, data, "held_out", batch_size=cfg.training.batch_size, device=device)
+    with replacing(run.path / "predictions.parquet") as beside:
+        predictions.write_parquet(beside)
+    metrics = evaluate(predictions, **bootstrap)
+    if exact is not None:
+        metrics["oracle"], best = exact.judge(predictions, model.requires, **bootstrap)
+        if best is not None:
+            with replacing(run.path / "oracle.parquet") as beside:
+                best.write_parquet(beside)
+    return metrics
 
 
 def _train(entry: Entry, seed: int, data: ClinicalData, run: RunFolder) -> tuple[Model, str]:
