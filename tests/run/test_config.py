@@ -104,11 +104,18 @@ def test_every_choice_composes_and_its_targets_know_every_key(composed: DictConf
 
 
 def test_a_model_config_names_every_setting_of_its_code(composed: DictConfig) -> None:
-    """Else a number that decides a result would stand in no config and in no results folder."""
+    """Else a number that decides a result would stand in no config and in no results folder.
+
+    What a target does not know itself, it may pass on to those below it.
+    """
+    passed_on: dict[str, set[str]] = {}
     for path, node in nodes(plain(composed.model), "model"):
         parameters = inspect.signature(get_object(node["_target_"])).parameters.values()
         named = {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-        assert named - GIVEN <= set(node), f"{path}: {node['_target_']}"
+        if any(p.kind is p.VAR_KEYWORD for p in parameters):
+            passed_on[path] = set(node) - named
+        above = set().union(*(keys for outer, keys in passed_on.items() if path.startswith(f"{outer}.")))
+        assert named - GIVEN <= set(node) | above, f"{path}: {node['_target_']}"
 
 
 @pytest.mark.parametrize("variant", files("variant"))
