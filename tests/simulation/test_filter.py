@@ -12,7 +12,9 @@ import pytest
 from scipy.integrate import quad
 
 from ehrlab.simulation import admissions
+from ehrlab.simulation.chain import NUM_EVENTS, NUM_FAMILY, NUM_STATES
 from ehrlab.simulation.filter import Filter, Histories, Law, Weeks
+from ehrlab.simulation.filter import law as law_of
 from ehrlab.simulation.first_diagnosis import (
     Eligible,
     Future,
@@ -20,9 +22,11 @@ from ehrlab.simulation.first_diagnosis import (
     likelihoods,
     population_likelihoods,
 )
-from ehrlab.simulation.spec import MIMIC, TRINETX
+from ehrlab.simulation.knobs import Knobs, turn
+from ehrlab.simulation.population import Floats, Ints
+from ehrlab.simulation.spec import MIMIC, TRINETX, population
 from ehrlab.simulation.stays import Stays
-from ehrlab.simulation.untimed import UntimedFilter
+from ehrlab.simulation.untimed import Contour, Sums, UntimedFilter
 
 TRAITS, EVENTS, STATES, WEEKS = 2, 2, 2, 5
 LONG = Stays(replace(MIMIC, stay_days=(3.0, 2.2, 0.3, 6.0)))  # blocks at most one week
@@ -449,3 +453,60 @@ def test_death_in_the_last_stay_is_as_likely_as_in_the_enumeration(name: str, is
         belief = history.filters(law, ends=True, survived=False)[1].run(history.shown, history.told)
     found = admissions.LastStay(law).known(belief, week, diagnosed)
     np.testing.assert_allclose(found, _risk(history, is_timed, of_last), rtol=1e-10 if is_timed else 1e-7)
+
+
+# ----------------------------------------------------------------------------------------------- many weeks, real laws
+class ByWeeks(UntimedFilter):
+    """The sums over all placements by the plain recursion over (weeks, visits) of the undiagnosed."""
+
+    def _sums(self, rows: Ints, contour: Contour, home: Floats, seen: Floats) -> Sums:
+        sums = [self._of(row, home[row], seen) for row in rows]
+        return Sums(np.stack([s[0] for s in sums]), np.stack([s[1] for s in sums]))
+
+    def _of(self, row: int, home: Floats, seen: Floats) -> tuple[Floats, Floats]:
+        law, weeks, visits = self.law, self._weeks[row], self._visits[self._first[row] : self._first[row + 1]]
+        quiet = law.before.quiet * law.lives
+        now = np.zeros((weeks + 1, *home.shape))
+        now[0] = home
+        for week in range(weeks):
+            now[week + 1] = np.einsum("ks,kst->kt", now[week], quiet)
+        arrived = np.zeros_like(now)
+        for visit in visits[1:]:
+            moves = np.einsum("kest,et->kst", law.before.visit, seen[visit] / seen[visit].max()) * law.survives[0]
+            arrived = np.einsum("wks,kst->wkt", now, moves)
+            in_hospital, now = arrived, np.zeros_like(now)
+            for blocks, share in enumerate(law.stays.blocks()):
+                now[1 + blocks :] += share * in_hospital[: max(weeks - blocks, 0)]
+                in_hospital = np.einsum("wks,kst->wkt", in_hospital, law.before.blocked)
+            for week in range(weeks):
+                now[week + 1] += np.einsum("ks,kst->kt", now[week], quiet)
+        lags = range(law.stays.longest + 1)
+        zero = np.zeros_like(home)
+        scale = now[weeks].sum()
+        return now[weeks] / scale, np.stack([arrived[weeks - k] if weeks >= k else zero for k in lags]) / scale
+
+
+@pytest.mark.parametrize("time", [1.0, 0.0])
+@pytest.mark.parametrize(("preset", "shape"), [("heart_failure", "mimic"), ("kidney", "trinetx")])
+def test_contours_sum_over_placements_as_the_recursion_over_weeks_does(preset: str, shape: str, time: float) -> None:
+    real = law_of(turn(population(preset, shape), Knobs(time=time)).shape, 1)
+    rng = np.random.default_rng(1)
+    records = [(1, 3), (2, 12), (4, 24), (12, 24), (1, 47), (3, 200), (0, 100), (9, 230), (12, 90), (40, 200), (38, 77)]
+    patient, week = [], []
+    for i, (visits, weeks) in enumerate(records):
+        later = np.sort(rng.choice(np.arange(1, weeks), visits, replace=False))
+        patient += [i] * (visits + 1)
+        week += [0, *later.tolist()]
+    start = 7.0 * np.array(week)
+    histories = Histories(
+        landmark=np.array([7.0 * weeks + 3.0 for _, weeks in records]),
+        visit_patient=np.array(patient),
+        visit_week=np.array(week),
+        visit_start=start,
+        visit_end=start,
+        visit_survived=np.ones(len(week), bool),
+        diagnosed=np.full(len(records), real.weeks),
+    )
+    seen, told = 0.05 + rng.random((len(week), NUM_EVENTS, NUM_STATES)) ** 2, np.ones((len(week), NUM_FAMILY))
+    found, expected = (kind(real, histories).run(seen, told) for kind in (UntimedFilter, ByWeeks))
+    np.testing.assert_allclose(found, expected, atol=1e-7)

@@ -88,12 +88,15 @@ class Future:
         shape = (law.weeks + 2 * self._num_lags, law.num_traits, law.num_states)
         no_visit, visits = np.ones(shape), np.zeros(shape)
         dies_elsewhere = law.before.quiet.sum(-1) * (1.0 - law.lives)
+        # A visit, then all that it can block: [trait, state, blocks * state].
+        returns = np.concatenate([share * moves for share, moves in zip(self._blocks, self.returns, strict=True)], -1)
         for week in range(law.weeks - 1, -1, -1):
-            no_visit[week] = _value(self.quiet, no_visit[week + 1]) + dies_elsewhere
-            visits[week] = _value(self.quiet, visits[week + 1]) + self._unchosen[week] * self._dies_at_visit
-            for blocks, share in enumerate(self._blocks):
-                later = visits[week + 1 + blocks] + self._unchosen[week] * no_visit[week + 1 + blocks]
-                visits[week] += share * _value(self.returns[blocks], later)
+            after = slice(week + 1, week + 1 + self._num_lags)
+            later = np.moveaxis(visits[after] + self._unchosen[week] * no_visit[after], 0, 1)
+            no_visit[week] = (self.quiet @ no_visit[week + 1, :, :, None])[..., 0] + dies_elsewhere
+            visits[week] = (self.quiet @ visits[week + 1, :, :, None])[..., 0]
+            visits[week] += (returns @ later.reshape(law.num_traits, -1, 1))[..., 0]
+            visits[week] += self._unchosen[week] * self._dies_at_visit
         return no_visit, visits
 
     def _reach(self, gap: int) -> Floats:
@@ -127,16 +130,17 @@ class Future:
         index = np.arange(law.weeks + law.stays.longest)
         unchosen = self._unchosen[np.minimum(index[:, None] - np.arange(num_lags), law.weeks - 1)]
         exact, anyhow = (np.zeros((num_lags, len(index), law.num_traits, law.num_states)) for _ in range(2))
+        # By the weeks that a visit blocks and the week in which the patient is home again.
+        last = [_value(moves, self._no_visit) + self._dies_at_visit for moves in self.returns]
+        more = [_value(moves, self._only_visits) for moves in self.returns]
         for lag in range(num_lags):
+            exact[lag] = unchosen[:, lag, None, None] * last[lag][index + 1]
             for blocks in range(lag, num_lags):
                 # Weeks before the record's first wrap around; no landmark is so early.
                 then = index - lag + blocks + 1
-                last = _value(self.returns[blocks], self._no_visit[then]) + self._dies_at_visit
-                last *= unchosen[:, lag, None, None]
-                more = _value(self.returns[blocks], self._only_visits[then])
-                anyhow[lag] += self._blocks[blocks] * (more if blocks == lag else more + last)
-                if blocks == lag:
-                    exact[lag] = last
+                anyhow[lag] += self._blocks[blocks] * more[blocks][then]
+                if blocks > lag:
+                    anyhow[lag] += self._blocks[blocks] * unchosen[:, lag, None, None] * last[blocks][then]
             if lag == 0:
                 anyhow[lag] += _value(self.quiet, self._only_visits[index + 1])
             exact[lag, index - lag >= law.weeks] = anyhow[lag, index - lag >= law.weeks] = 0.0

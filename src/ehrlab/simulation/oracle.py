@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from ehrlab.core.errors import InputError
 from ehrlab.core.files import replacing
@@ -45,6 +46,7 @@ def write_oracle(
     out: Path,
     *,
     subject_ids: Callable[[pl.Series], pl.Series],
+    modalities: Sequence[str] | None = None,
 ) -> bool:
     """Write `out`: subject_id, prediction_time and one column per information set, a row per sample in their order.
 
@@ -52,6 +54,8 @@ def write_oracle(
     task         kind ("first_diagnosis", ...) and the fields of the task
     samples      subject_id, prediction_time
     subject_ids  subject ids of the samples from the raw tables' patient ids
+    modalities   of SOURCES, what can be known beside codes and times; None: what the folder holds tables of. What a
+                 modality tells is drawn with the patients, so it can be asked for where no table was written
 
     False, with the reason in the log, for a question whose exact risk is not known. InputError for a folder that is no
     simulated one or of another version, and for samples of other patients.
@@ -66,10 +70,12 @@ def write_oracle(
     if reason := question.refuses(spec.shape, mark["layout"], task):
         log.info("%s", reason)
         return False
-    modalities = [name for name in SOURCES if name in str(mark.get("modalities", "")).split()]
+    known = str(mark.get("modalities", "")).split() if modalities is None else modalities
     shards = simulate_spec(spec, int(mark["num_patients"]), int(mark["seed"]))
-    records = read(shards, LAYOUTS[mark["layout"]], samples, modalities, subject_ids)
-    risks = question(spec.shape, mark["layout"], records, task)
+    records = read(shards, LAYOUTS[mark["layout"]], samples, [name for name in SOURCES if name in known], subject_ids)
+    # Many products of small matrices: a second thread costs more than it brings (measured: 14 times the CPU time).
+    with threadpool_limits(1):
+        risks = question(spec.shape, mark["layout"], records, task)
     table = samples.select(
         pl.col("subject_id").cast(pl.Int64), pl.col("prediction_time").cast(pl.Datetime("us"))
     ).with_columns(pl.Series(name, values, dtype=pl.Float64) for name, values in risks.items())

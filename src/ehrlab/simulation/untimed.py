@@ -9,9 +9,10 @@ With z marking weeks, that sum is a coefficient of a power series which a patien
 Q a week at home without a visit, V_i visit i with what it showed, B(z) the weeks that a visit blocks. Instead of a
 recursion over (weeks x visits), the coefficient is Cauchy's integral, on a contour on which few points are enough:
 
-parabola  of -log z around the poles, which are 1 / the eigenvalues of Q, real in [0, 1]: the error falls like
-          exp(-2 pi N / 3) with N points (Weideman and Trefethen, Math. Comp. 2007)
+parabola  of -log z around the poles, which are 1 / the eigenvalues of Q, real in [0, 1]: the error falls exponentially
+          with the number of points, of which 26 are enough (Weideman and Trefethen, Math. Comp. 2007)
 circle    with a few points per week, where the weeks are few: exact but for what lies beyond the weeks
+Against the recursion over weeks, both are exact to 1e-7 (tested).
 """
 
 from __future__ import annotations
@@ -28,8 +29,6 @@ from ehrlab.simulation.population import Bools, Floats, Ints
 Complex = NDArray[np.complex128]
 
 _MANY_WEEKS = 40  # for the parabola
-_POINTS = 20  # of the parabola, and one more for each visit
-RR = 40
 _ALIKE = 1.25  # patients whose weeks and visits agree up to this factor share a contour
 _MOST_ROWS = 512
 _AT_ONCE = 256  # points x patients
@@ -44,12 +43,14 @@ class Contour:
 
     @classmethod
     def parabola(cls, weeks: float, num_visits: int, most: float) -> Contour:
-        """For coefficients of z^k, k about `weeks`, of a function whose poles lie on the real axis from 1 / most on."""
-        num_points = _POINTS + num_visits
-        step, mu = 3.0 / num_points, np.pi * num_points / (12.0 * weeks)
-        # Further out, z^-k has fallen by _NEGLIGIBLE; and where visits block weeks, the series may grow without bound.
-        reach = min(np.sqrt((25.0 + RR * num_visits / weeks) / (mu * weeks)), 3.0)
-        u = step * np.arange(int(reach / step) + 1)
+        """For coefficients of z^k, k about `weeks`, of a function whose poles lie on the real axis from 1 / most on.
+
+        -log z = log(most) + mu (1 + i u)^2, u real. Weideman and Trefethen's mu * weeks is pi N / 12, some 5, and their
+        step 3 / N. Visits are further poles: mu grows towards the saddle point, and what counts shrinks around u = 0.
+        """
+        size = 5.2 + 0.8 * num_visits
+        mu, step = size / weeks, 0.25 / np.sqrt(size)
+        u = step * np.arange(int(min(6.5 / np.sqrt(size), 3.0) / step) + 1)
         weight = (2.0 * mu * step / np.pi * (1.0 + 1j * u)).astype(np.complex128)
         weight[0] *= 0.5
         return cls(np.exp(-np.log(most) - mu * (1.0 + 1j * u) ** 2), weight)
@@ -58,7 +59,7 @@ class Contour:
     def circle(cls, most_weeks: int, most_visits: int) -> Contour:
         """For coefficients of z^k, k up to `most_weeks`: others enter with the radius to the power of num_points."""
         num_points = 4 * most_weeks + 8
-        log_radius = np.log(10.0) * (-11.0 - 0.5 * most_visits) / num_points
+        log_radius = np.log(10.0) * (-11.0 - most_visits) / num_points
         angle = 2.0 * np.pi / num_points * np.arange(num_points // 2 + 1)
         weight = np.full(len(angle), 2.0 / num_points, np.complex128)
         weight[[0, -1]] = 1.0 / num_points
@@ -70,7 +71,11 @@ class _Status:
 
     def __init__(self, law: Law, is_diagnosed: bool) -> None:
         weeks = law.after if is_diagnosed else law.before
-        self.quiet, self.blocked, self._shares = weeks.quiet * law.lives, weeks.blocked, law.stays.blocks()
+        self.quiet, self.blocked = weeks.quiet * law.lives, weeks.blocked
+        powers = [np.broadcast_to(np.eye(law.num_states), weeks.blocked.shape)]
+        for _ in range(law.stays.longest):
+            powers.append(powers[-1] @ weeks.blocked)
+        self._blocks = law.stays.blocks()[:, None, None, None] * np.stack(powers)  # [blocks, trait, state, state]
         self.later_visit = weeks.visit.sum(1) * law.survives[int(is_diagnosed)]
         self.visit, self.diagnosis = (
             np.moveaxis(moves, 1, 2).reshape(law.num_traits, law.num_states, -1)
@@ -79,19 +84,17 @@ class _Status:
 
     def at(self, points: Complex) -> tuple[Floats, Floats]:
         """(1 - z Q)^-1 and z B(z) (1 - z Q)^-1: [trait, point, state, 2 * state], the real, then the imaginary part."""
-        unit, z = np.eye(self.quiet.shape[-1], dtype=np.complex128), points[:, None, None]
+        unit, z = np.eye(self.quiet.shape[-1]), points[:, None, None]
         home = np.linalg.inv(unit - z * self.quiet[:, None])
-        power, blocks = np.broadcast_to(unit, home.shape), self._shares[0] * np.broadcast_to(unit, home.shape)
-        for share in self._shares[1:]:
-            power = z * (power @ self.blocked[:, None])
-            blocks = blocks + share * power
-        after = z * (blocks @ home)
+        powers = points[:, None] ** np.arange(1, len(self._blocks) + 1)
+        blocks = np.tensordot(powers.real, self._blocks, 1) + 1j * np.tensordot(powers.imag, self._blocks, 1)
+        after = np.moveaxis(blocks, 0, 1) @ home
         both = (np.concatenate([m.real, m.imag], -1) for m in (home, after))
         return next(both), next(both)
 
 
 @dataclass(frozen=True, eq=False)
-class _Sums:
+class Sums:
     """Sums over all placements, up to a factor of the patient.
 
     home      [patient, trait, state] at home before the landmark's week, all visits over
@@ -179,7 +182,7 @@ class UntimedFilter:
                 home[rows] = np.einsum("nks,kst->nkt", home[rows], self._status[status].blocked, optimize=True)
         return home
 
-    def _at_landmark(self, rows: Ints, sums: _Sums) -> Floats:
+    def _at_landmark(self, rows: Ints, sums: Sums) -> Floats:
         law, stays, day = self.law, self.law.stays, self._day[rows]
         num_lags = stays.longest + 1
         lags = 7.0 * np.arange(num_lags)
@@ -240,9 +243,9 @@ class UntimedFilter:
             for begin in range(0, len(group), _MOST_ROWS):
                 yield group[begin : begin + _MOST_ROWS], contour
 
-    def _sums(self, rows: Ints, contour: Contour, home: Floats, seen: Floats) -> _Sums:
+    def _sums(self, rows: Ints, contour: Contour, home: Floats, seen: Floats) -> Sums:
         law, num_lags, later = self.law, self.law.stays.longest + 1, self._num_later[rows]
-        out = _Sums(
+        out = Sums(
             np.zeros((len(rows), law.num_traits, law.num_states)),
             np.zeros((len(rows), num_lags, law.num_traits, law.num_states)),
         )
@@ -320,7 +323,7 @@ def _which(chosen: Bools) -> Ints | slice:
 
 def _split(values: Floats) -> Floats:
     """[trait, point, patient, 2 * state] -> [trait, point, 2, patient, state]."""
-    return np.moveaxis(values.reshape(*values.shape[:3], 2, -1), 3, 2)
+    return np.moveaxis(values.reshape(*values.shape[:3], 2, values.shape[3] // 2), 3, 2)
 
 
 def _real(factor: Complex, values: Floats) -> Floats:
