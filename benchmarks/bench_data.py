@@ -23,7 +23,7 @@ import synthetic_mimic3
 from ehrlab.data.cohorts.admissions import InHospitalMortality, Readmission
 from ehrlab.data.cohorts.task import Task
 from ehrlab.data.meds import MedsDataset, SplitSettings, build
-from ehrlab.data.prepare import ClinicalData
+from ehrlab.data.clinical import ClinicalData
 from ehrlab.data.sources import open_mimic
 from ehrlab.data.tensorize import VisitSettings, tensorize
 
@@ -51,7 +51,7 @@ def meds_to_shards(folder: Path, task: Task, out: Path) -> None:
 
 def milliseconds_per_batch(shards: Path, batch_size: int = 64, epochs: int = 3) -> float:
     """Median over the batches of all epochs but one more, whose first touch reads the files' pages."""
-    loader = ClinicalData.open(shards).loader("train", batch_size=batch_size, shuffle=True)
+    loader = ClinicalData.open({"samples": shards}).loader("train", batch_size=batch_size, shuffle=True)
     times = []
     for epoch in range(1 + epochs):
         loader.batch_sampler.sampler.set_epoch(epoch)  # type: ignore[union-attr]

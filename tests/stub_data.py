@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader, Dataset
 from batches import SPEC, random_batch, take
 from ehrlab.core.batch import Batch
 from ehrlab.core.spec import DataSpec
+from ehrlab.data.clinical import ClinicalData
 from ehrlab.data.cohorts.summary import CohortSummary
 from ehrlab.data.dataset import as_it_is
 from ehrlab.data.meds import SPLITS
-from ehrlab.data.prepare import ClinicalData
 from ehrlab.data.sampler import BucketedBatches
 
 
@@ -71,11 +71,14 @@ def stub_data(num_labels: int = 1, sizes: tuple[int, int, int] = (23, 11, 7)) ->
     """`sizes` patients to train, tune and hold out; their labels have nothing to do with their codes."""
     spec = replace(SPEC, num_labels=num_labels, positive_rate=(0.5,) * num_labels)
     return StubData(
-        path=Path(),
+        folders={"samples": Path()},
+        selected={},
         spec=spec,
+        labels=tuple(f"label {i}" for i in range(num_labels)) if num_labels > 1 else (),
         provides=frozenset({"visits", "demographics"}),
         simulated=True,
         fingerprint="stub",
+        records=None,
         cohort=CohortSummary("stub", 0, 0, 0.0, 0.0, 0, 0, {}, {}, {}, simulated=True),
         splits={split: _patients(spec, size, seed) for seed, (split, size) in enumerate(zip(SPLITS, sizes))},
     )

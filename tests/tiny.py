@@ -29,6 +29,8 @@ SIZES: dict[str, Any] = {
     "alpha_dim": 7,
     "beta_dim": 10,
     "width": 12,
+    "dense_dim": 14,
+    "stay_dim": 15,
     "base_channels": 4,
     "multipliers": [1, 2],
     "groups": 2,
@@ -40,6 +42,8 @@ SIZES: dict[str, Any] = {
     "size": "tiny",
 }
 OTHER_DIM = 4
+
+UNITS = ("patient", "admission", "stay")
 
 
 def shrink(value: Any) -> Any:
@@ -53,10 +57,17 @@ def shrink(value: Any) -> Any:
 
 
 @cache
-def model_config(*overrides: str, tiny: bool = True) -> DictConfig:
+def whole_config(*overrides: str) -> DictConfig:
+    """What the command line would compose; a model's config may choose its task there."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose(overrides=[f"+{overrides[0]}", *overrides[1:]]).model
-    return OmegaConf.create(shrink(OmegaConf.to_container(config))) if tiny else config
+        # "+variant=as1" is how golden/losses.json and the cases below name a case.
+        return compose("config", [override.removeprefix("+") for override in overrides])
+
+
+@cache
+def model_config(*overrides: str, tiny: bool = True) -> DictConfig:
+    config = whole_config(*overrides).model
+    return OmegaConf.create(shrink(OmegaConf.to_container(config, resolve=True))) if tiny else config
 
 
 def build(*overrides: str, spec: DataSpec = SPEC, seed: int = 0) -> RiskModel:
@@ -86,14 +97,39 @@ def is_a(model: str, kind: type) -> bool:
     return issubclass(get_class(model_config(f"model={model}")._target_), kind)
 
 
+def needs(model: str, unit: str) -> tuple[frozenset[str], frozenset[str]]:
+    """Batch fields that the model reads of samples that are a `unit`, and of views without labels."""
+    config = model_config(f"model={model}")
+    found: tuple[frozenset[str], frozenset[str]] = get_class(config._target_).needs(
+        unit, OmegaConf.to_container(config)
+    )
+    return found
+
+
+def reads_visits_alone(model: str) -> bool:
+    return all(fields <= {"visits", "demographics"} for unit in UNITS for fields in needs(model, unit))
+
+
+def modal_cases() -> dict[str, tuple[str, str]]:
+    """Every risk model that reads more than visits: (its name, what a sample is). Once for each unit where the needs
+    depend on it (MedHMP's levels), else for the unit of the task that its config chooses."""
+    found = {}
+    for name in MODAL_MODELS:
+        if len({needs(name, unit) for unit in UNITS}) == 1:
+            found[name] = (name, get_class(whole_config(f"model={name}").task._target_).unit)
+        else:
+            found |= {f"{name} {unit}": (name, unit) for unit in UNITS}
+    return found
+
+
 def cases() -> dict[str, tuple[str, ...]]:
-    """Every risk model; MedDiffusion on every backbone with every augmenter; its ablations, syntheses and denoisers.
+    """Every risk model of visits; MedDiffusion on every backbone with every augmenter; its ablations, syntheses and
+    denoisers.
 
     Augmenters with a switch for step-wise attention (Table 4: "+Att") are also there with it, on the paper's backbone.
     """
-    risk_models = [name for name in names("model") if is_a(name, RiskModel)]
-    found: dict[str, tuple[str, ...]] = {name: (f"model={name}",) for name in risk_models}
-    for backbone in (name for name in risk_models if is_a(name, SequenceRiskModel)):
+    found: dict[str, tuple[str, ...]] = {name: (f"model={name}",) for name in RISK_MODELS}
+    for backbone in (name for name in RISK_MODELS if is_a(name, SequenceRiskModel)):
         for augmenter in names("model/augmenter"):
             overrides = ("model=meddiffusion", f"model@model.backbone={backbone}", f"model/augmenter={augmenter}")
             found[f"{backbone}+{augmenter}"] = overrides
@@ -113,6 +149,9 @@ def cases() -> dict[str, tuple[str, ...]]:
     return {name: overrides for name, overrides in found.items() if name in first.values()}
 
 
+ALL_RISK_MODELS = [name for name in names("model") if is_a(name, RiskModel)]
+RISK_MODELS = [name for name in ALL_RISK_MODELS if reads_visits_alone(name)]
+MODAL_MODELS = [name for name in ALL_RISK_MODELS if name not in RISK_MODELS]
 CASES = cases()
-RISK_MODELS = [name for name in names("model") if is_a(name, RiskModel)]
+MODAL_CASES = modal_cases()
 GENERATORS = [name for name in names("model") if is_a(name, SequenceGenerator)]

@@ -100,7 +100,7 @@ def test_batch_equals_a_loop_over_patients_visits_and_codes(folder, dataset, ind
 
 
 def test_batch_is_no_wider_than_its_own_longest_patient_and_visit(dataset):
-    shortest = int(np.argmin(dataset.num_visits))
+    shortest = int(np.argmin(dataset.lengths))
     batch = dataset[[shortest]]
     assert batch.visits is not None
     assert batch.visits.mask.all()
@@ -138,7 +138,7 @@ def test_batches_may_be_changed_without_touching_the_file(dataset):
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_workers_give_the_same_batches_as_the_main_process(dataset, context):
-    batches = BucketedBatches(dataset.num_visits, 4, shuffle=False)
+    batches = BucketedBatches(dataset.lengths, 4, shuffle=False)
     loader = DataLoader(
         dataset, batch_sampler=batches, collate_fn=as_it_is, num_workers=2, multiprocessing_context=context
     )

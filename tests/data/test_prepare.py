@@ -15,9 +15,10 @@ import torch
 
 from ehrlab.core.errors import InputError
 from ehrlab.data import prepare as prepare_module
+from ehrlab.data.clinical import ClinicalData
 from ehrlab.data.cohorts.admissions import Readmission
 from ehrlab.data.meds import SPLITS, MedsDataset, SplitSettings, fingerprint
-from ehrlab.data.prepare import ClinicalData, prepare
+from ehrlab.data.prepare import prepare
 from ehrlab.data.sources.source import EVENT_SCHEMA, EventTable, Source
 from meds_folders import Event, dx, person, stay, write_meds
 
@@ -206,21 +207,21 @@ def test_bad_setting_is_refused_before_any_work(source, tmp_path, settings, mess
 
 
 def test_truncated_shard_is_refused_on_opening_with_the_remedy(data):
-    shard = data.path / "tuning.arrow"
+    shard = data.folders["samples"] / "tuning.arrow"
     shard.write_bytes(shard.read_bytes()[:-64])
     with pytest.raises(InputError, match=r"tuning\.arrow has .* bytes, expected .*Delete the folder"):
-        ClinicalData.open(data.path)
+        ClinicalData.open(data.folders)
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "vocabulary.parquet", "cohort.json", "train.arrow"])
 def test_missing_file_is_refused_on_opening(data, name):
-    (data.path / name).unlink()
+    (data.folders["samples"] / name).unlink()
     with pytest.raises(InputError, match=r"[Dd]elete the folder"):
-        ClinicalData.open(data.path)
+        ClinicalData.open(data.folders)
 
 
 def test_prepare_rebuilds_a_truncated_shard(source, data, tmp_path):
-    shard = data.path / "train.arrow"
+    shard = data.folders["samples"] / "train.arrow"
     whole = shard.read_bytes()
     shard.write_bytes(whole[: len(whole) // 2])
     assert prepare(source, TASK, tmp_path / "cache", split=SPLIT, visits=VISITS, simulated=True) == data

@@ -19,7 +19,7 @@ from raw_tables import codes_of, dataset_of, events_of, write_table
 
 Rows = list[list[object]]
 
-ALL = ("diagnoses", "procedures", "drugs", "labs", "icu_stays", "vitals", "notes")
+ALL = ("diagnoses", "procedures", "drugs", "labs", "icu_stays", "vitals", "inputs", "icu_procedures", "notes")
 
 # name -> header, rows. Eight patients; 7 and 8 are over 89, 8 was never admitted with a known race.
 TABLES: dict[str, tuple[str, Rows]] = {
@@ -117,6 +117,42 @@ TABLES: dict[str, tuple[str, Rows]] = {
             [3, 2, 21, 6, 211, "2160-01-01 12:00:00", "90", "90", "BPM", "", ""],
         ],
     ),
+    "INPUTEVENTS_MV": (
+        "row_id,subject_id,hadm_id,icustay_id,starttime,endtime,itemid,amount,amountuom,rate,rateuom,statusdescription",
+        [
+            [1, 1, 12, 5, "2164-10-24 01:00:00", "2164-10-24 03:00:00", 221906, 2, "mg", 0.1, "mcg/kg/min", "Changed"],
+            [2, 1, 12, 5, "2164-10-24 02:00:00", "2164-10-24 02:01:00", 225799, 60, "ml", "", "", "FinishedRunning"],
+            [
+                3,
+                1,
+                12,
+                5,
+                "2164-10-24 03:00:00",
+                "2164-10-24 04:00:00",
+                221906,
+                9,
+                "mg",
+                0.9,
+                "mcg/kg/min",
+                "Rewritten",
+            ],
+        ],
+    ),
+    "INPUTEVENTS_CV": (
+        "row_id,subject_id,hadm_id,icustay_id,charttime,itemid,amount,amountuom,rate,rateuom,stopped",
+        [
+            [1, 2, 21, 6, "2160-01-01 13:00:00", 30120, "", "", 0.05, "mcgkgmin", ""],
+            [2, 2, 21, 6, "2160-01-01 14:00:00", 30120, "", "", "", "", "Stopped"],
+        ],
+    ),
+    "PROCEDUREEVENTS_MV": (
+        "row_id,subject_id,hadm_id,icustay_id,starttime,endtime,itemid,value,valueuom,statusdescription",
+        [
+            [1, 1, 12, 5, "2164-10-24 05:00:00", "2164-10-25 05:00:00", 225792, 1440, "min", "FinishedRunning"],
+            [2, 1, 12, 5, "2164-10-24 06:00:00", "2164-10-24 07:00:00", 225794, 60, "min", "Rewritten"],
+        ],
+    ),
+    "D_ITEMS": ("row_id,itemid,label", [[1, 225792, "Invasive Ventilation"], [2, 211, "Heart Rate"]]),
     "NOTEEVENTS": (
         "row_id,subject_id,hadm_id,chartdate,charttime,storetime,category,description,cgid,iserror,text",
         [
@@ -246,6 +282,53 @@ def test_struck_out_chart_values_and_retracted_notes_are_passed_over(root: Path)
     assert codes_of(events, 1, "NOTE") == ["NOTE//NURSING", "NOTE//DISCHARGE SUMMARY"]
 
 
+def test_what_is_given_happens_at_its_start_with_the_rate_else_the_amount(root: Path) -> None:
+    events = events_of(open_mimic(root, ["inputs"])).filter(pl.col("code").str.starts_with("INPUT//"))
+    assert events.select("subject_id", "time", "code", "numeric_value", "text_value", "visit_id").rows() == [
+        (1, datetime(2164, 10, 24, 1), "INPUT//221906//mcg/kg/min", pytest.approx(0.1), None, 12),
+        (1, datetime(2164, 10, 24, 2), "INPUT//225799//ml", 60.0, None, 12),
+        (2, datetime(2160, 1, 1, 13), "INPUT//30120//mcgkgmin", pytest.approx(0.05), None, 21),
+        (2, datetime(2160, 1, 1, 14), "INPUT//30120//UNK", None, None, 21),
+    ]
+
+
+@pytest.mark.parametrize(("system", "subjects"), [("MV", [1, 1]), ("CV", [2, 2])])
+def test_either_table_of_inputs_may_be_missing(tmp_path: Path, system: str, subjects: list[int]) -> None:
+    root = write_mimic3(tmp_path / "raw", only=["PATIENTS", "ADMISSIONS", f"INPUTEVENTS_{system}"])
+    events = events_of(open_mimic(root, ["inputs"])).filter(pl.col("code").str.starts_with("INPUT//"))
+    assert events["subject_id"].to_list() == subjects
+
+
+def test_a_procedure_of_intensive_care_is_known_by_its_item_and_does_not_say_how_long_it_will_last(root: Path) -> None:
+    dataset = dataset_of(open_mimic(root, ["icu_procedures"]))
+    found = dataset.scan().filter(pl.col("code").str.starts_with("ICU_PROCEDURE//")).collect()
+    assert found.select("subject_id", "time", "code", "numeric_value", "text_value", "visit_id").rows() == [
+        (1, datetime(2164, 10, 24, 5), "ICU_PROCEDURE//225792", None, None, 12)
+    ]
+    names = dict(dataset.codes().select("code", "description").iter_rows())
+    assert names["ICU_PROCEDURE//225792"] == "Invasive Ventilation"
+
+
+def test_inputs_without_a_time_are_refused(tmp_path: Path) -> None:
+    rows = [[*row[:4], "", *row[5:]] for row in TABLES["INPUTEVENTS_MV"][1]]
+    root = write_mimic3(tmp_path / "raw", INPUTEVENTS_MV=rows)
+    with pytest.raises(InputError, match=r"table inputs .*no starttime or charttime"):
+        events_of(open_mimic(root, ["inputs"]))
+
+
+@pytest.mark.parametrize(
+    ("table", "name"),
+    [("inputs", "inputevents_mv"), ("icu_procedures", "procedureevents_mv"), ("vitals", "chartevents")],
+)
+def test_a_table_of_intensive_care_is_missed_only_where_it_was_asked_for(tmp_path: Path, table: str, name: str) -> None:
+    root = write_mimic3(tmp_path / "raw", only=["PATIENTS", "ADMISSIONS", "DIAGNOSES_ICD"])
+    open_mimic(root, ["diagnoses"])
+    with pytest.raises(
+        InputError, match=rf"table {name} \(was asked for in data.tables\).*found admissions, diagnoses"
+    ):
+        open_mimic(root, [table])
+
+
 def test_notes_keep_their_lines_and_quotes_and_undated_ones_close_the_day(root: Path) -> None:
     events = events_of(open_mimic(root, ["notes"]))
     summary = events.row(by_predicate=pl.col("code") == "NOTE//DISCHARGE SUMMARY", named=True)
@@ -276,7 +359,9 @@ def test_stay_without_an_end_has_only_a_beginning(root: Path) -> None:
     [
         (["diagnoses"], {"visits", "demographics"}),
         (["labs", "icu_stays"], {"visits", "demographics", "labs"}),
-        (["icu_stays", "vitals", "notes"], {"visits", "demographics", "stays", "notes"}),
+        (["icu_stays", "vitals", "notes"], {"visits", "demographics", "stays", "notes", "text"}),
+        (["icu_stays", "inputs", "icu_procedures"], {"visits", "demographics"}),
+        (["diagnoses", "drugs"], {"visits", "demographics", "codes"}),
     ],
 )
 def test_source_provides_what_its_tables_hold(root: Path, tables: list[str], expected: set[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from ehrlab.core.errors import InputError
@@ -89,6 +90,43 @@ def write_mimic4(root: Path, suffix: str = ".csv.gz", race: str = "race") -> Pat
         [["E119", 10, "Ours: type 2 diabetes"], ["E8120", 9, "Ours: collision"]],
     )
     write("icu/chartevents", MEASURED, [[10000032, 201, 220045, "2180-05-07 00:00:00", "91", "91", "bpm"]])
+    write(
+        "icu/inputevents",
+        "subject_id,hadm_id,stay_id,starttime,endtime,itemid,amount,amountuom,rate,rateuom,statusdescription",
+        [
+            [
+                10000032,
+                201,
+                9,
+                "2180-05-07 02:00:00",
+                "2180-05-07 03:00:00",
+                222315,
+                2,
+                "units",
+                2.4,
+                "units/hour",
+                "Paused",
+            ],
+            [
+                10000032,
+                201,
+                9,
+                "2180-05-07 03:00:00",
+                "2180-05-07 03:01:00",
+                225798,
+                500,
+                "ml",
+                "",
+                "",
+                "FinishedRunning",
+            ],
+        ],
+    )
+    write(
+        "icu/procedureevents",
+        "subject_id,hadm_id,stay_id,starttime,endtime,itemid,value,valueuom,statusdescription",
+        [[10000032, 201, 9, "2180-05-07 04:00:00", "2180-05-07 08:00:00", 225794, 240, "min", "FinishedRunning"]],
+    )
     note = "note_id,subject_id,hadm_id,note_type,note_seq,charttime,storetime,text"
     write("note/discharge", note, [["a", 10000032, 201, "DS", 1, "2180-05-07 00:00:00", "", "Home.\n\nWell."]])
     write("note/radiology", note, [["b", 10000032, "", "RR", 1, "2180-05-06 23:00:00", "", "Chest, clear"]])
@@ -131,22 +169,32 @@ def test_death_out_of_hospital_closes_its_day(root: Path) -> None:
 def test_all_modules_are_read(root: Path) -> None:
     source = open_mimic(root, ["drugs", "labs", "icu_stays", "vitals", "notes"])
     events = events_of(source)
-    assert source.provides == {"visits", "demographics", "labs", "stays", "notes"}
+    assert source.provides == {"visits", "demographics", "labs", "stays", "notes", "text"}
     assert codes_of(events, 10000032)[2:] == [
         "MEDS_BIRTH",
         "LAB//50868//mEq/L",
         "HOSPITAL_ADMISSION//URGENT",
         "ICU_ADMISSION//MEDICAL ICU (MICU)",
         "NOTE//RADIOLOGY",
-        "VITAL//220045//bpm",  # at one time: in the order of the tables
-        "NOTE//DISCHARGE SUMMARY",
+        "VITAL//220045//bpm",
         "DRUG//FUROSEMIDE",
         "ICU_DISCHARGE//MEDICAL ICU (MICU)",
         "HOSPITAL_DISCHARGE//HOME",
+        "NOTE//DISCHARGE SUMMARY",  # midnight = a date without a time: it closes the day
         "MEDS_DEATH",
     ]
     assert events.filter(code="NOTE//RADIOLOGY").select("text_value", "visit_id").row(0) == ("Chest, clear", None)
     assert events.filter(code="NOTE//DISCHARGE SUMMARY")["text_value"].item() == "Home.\n\nWell."
+
+
+def test_what_is_given_and_done_in_intensive_care_is_read(root: Path) -> None:
+    events = events_of(open_mimic(root, ["inputs", "icu_procedures"]))
+    found = events.filter(pl.col("code").str.contains("^(INPUT|ICU_PROCEDURE)//"))
+    assert found.select("time", "code", "numeric_value", "visit_id").rows() == [
+        (datetime(2180, 5, 7, 2), "INPUT//222315//units/hour", pytest.approx(2.4), 201),
+        (datetime(2180, 5, 7, 3), "INPUT//225798//ml", 500.0, 201),
+        (datetime(2180, 5, 7, 4), "ICU_PROCEDURE//225794", None, 201),
+    ]
 
 
 def test_names_of_the_release_win_over_the_code_lists(root: Path) -> None:

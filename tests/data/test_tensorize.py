@@ -11,9 +11,9 @@ import torch
 
 from ehrlab.core.batch import Batch
 from ehrlab.core.errors import InputError
+from ehrlab.data.clinical import ClinicalData
 from ehrlab.data.cohorts.task import Cohort, finish
 from ehrlab.data.dataset import SampleDataset
-from ehrlab.data.prepare import ClinicalData
 from ehrlab.data.tensorize import VisitSettings, tensorize
 from meds_folders import Event, at, dx, event, person, stay, write_meds
 
@@ -82,7 +82,7 @@ def test_events_after_the_prediction_time_change_nothing(tmp_path):
         for e in (
             *dx(s, 100.01, "428.0", "401.9"),
             *stay(s, 101, 103, visit=900 + s),
-            event(s, 120, "RACE//BLACK"),
+            event(s, 120, "RACE//WHITE"),
             event(s, 130, "MEDS_DEATH"),
         )
     ]
@@ -196,7 +196,7 @@ def test_sample_without_a_visit_is_dropped_and_counted(tmp_path):
     meds = write_meds(tmp_path / "meds", events, SPLIT_OF | {7: "train"})
     (tmp_path / "out").mkdir()
     tensorize(meds, "test", cohort(subjects=(1, 2, 3, 4, 5, 6, 7)), VisitSettings(), tmp_path / "out")
-    data = ClinicalData.open(tmp_path / "out")
+    data = ClinicalData.open({"samples": tmp_path / "out"})
     assert data.cohort.dropped == {"samples without a visit": 1}
     assert data.samples("train")["subject_id"].to_list() == [2, 1]  # shards go by parity: order of files, then subjects
 

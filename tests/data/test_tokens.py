@@ -20,10 +20,11 @@ from torch.utils.data import DataLoader
 
 from ehrlab.core.errors import InputError
 from ehrlab.core.spec import TokenSpec
+from ehrlab.data.clinical import ClinicalData
 from ehrlab.data.cohorts.rare_code import RareCode
 from ehrlab.data.dataset import as_it_is
 from ehrlab.data.meds import SPLITS
-from ehrlab.data.prepare import ClinicalData, prepare
+from ehrlab.data.prepare import Wanted, prepare
 from ehrlab.data.sampler import BucketedBatches
 from ehrlab.data.sources import open_meds
 from ehrlab.data.tokens import SPECIALS, TokenDataset, Tokenizer, TokenSettings, tokenize
@@ -326,7 +327,7 @@ def test_padding_is_nowhere_within_a_sequence_and_visits_never_fall(folder):
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_workers_give_the_same_batches_as_the_main_process(folder, context):
     tokens = dataset(folder)
-    batches = BucketedBatches(tokens.num_tokens, 5, shuffle=False)
+    batches = BucketedBatches(tokens.lengths, 5, shuffle=False)
     loader = DataLoader(
         tokens, batch_sampler=batches, collate_fn=as_it_is, num_workers=1, multiprocessing_context=context
     )
@@ -443,7 +444,11 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prepared(
     source: Path, cache: Path, task: RareCode = TASK, tokens: Mapping[str, Any] | None = TOKENS
 ) -> ClinicalData:
-    return prepare(open_meds(source), task, cache, split=SPLIT, visits=VISITS, simulated=True, tokens=tokens)
+    common = {"split": SPLIT, "visits": VISITS, "simulated": True}
+    if tokens is None:
+        return prepare(open_meds(source), task, cache, **common)
+    wanted = Wanted(frozenset({"visits", "tokens"}))
+    return prepare(open_meds(source), task, cache, **common, wanted=wanted, tokens=tokens)
 
 
 @pytest.fixture(scope="module")
@@ -454,8 +459,8 @@ def data(source: Path, tmp_path_factory: pytest.TempPathFactory) -> ClinicalData
 def test_without_tokens_nothing_of_them_is_built_and_the_samples_are_the_same(source, data, tmp_path):
     plain = prepared(source, tmp_path, tokens=None)
     assert not (tmp_path / "tokens").exists()
-    assert (plain.records, plain.spec.tokens, dict(plain.folders)) == (None, None, {})
-    assert (plain.fingerprint, plain.path.name) == (data.fingerprint, data.path.name)
+    assert (plain.records, plain.spec.tokens, list(plain.folders)) == (None, None, ["samples"])
+    assert (plain.fingerprint, plain.folders["samples"].name) == (data.fingerprint, data.folders["samples"].name)
     assert plain.spec == replace(data.spec, tokens=None)
     assert plain.provides == data.provides - {"tokens"} == {"visits", "demographics"}
 
@@ -497,7 +502,7 @@ def test_records_are_those_of_the_data_set_whatever_the_task(source, data, tmp_p
 def test_tokens_of_one_data_set_are_built_once_for_all_tasks(source, tmp_path):
     first = prepared(source, tmp_path)
     second = prepared(source, tmp_path, replace(TASK, name="other", icd9=["995.91"]))
-    assert first.folders == second.folders
+    assert first.folders["tokens"] == second.folders["tokens"]
 
 
 def test_a_view_that_was_not_asked_for_is_refused(source, tmp_path):
@@ -522,7 +527,7 @@ def test_truncated_sequences_are_refused_on_opening(source, tmp_path):
     path = found.folders["tokens"] / "tuning.arrow"
     path.write_bytes(path.read_bytes()[:-64])
     with pytest.raises(InputError, match=r"tuning\.arrow has .*Delete the folder"):
-        ClinicalData.open(found.path, found.folders)
+        ClinicalData.open(found.folders)
 
 
 def test_prepared_data_survive_pickling(data):

@@ -62,7 +62,16 @@ def test_every_model_is_measured_from_the_set_that_holds_what_it_requires() -> N
     assert reference_set(frozenset({"visits", "labs"})) == "codes+time+labs"
     assert reference_set(frozenset({"visits", "notes", "demographics"})) == "codes+time+notes"
     assert reference_set(frozenset({"labs", "visits", "notes"})) == "codes+time+labs+notes"
-    assert reference_set(frozenset({"visits", "stays"})) is None
+    assert reference_set(frozenset({"visits", "tokens"})) is None
+    assert reference_set(frozenset({"demographics"})) is None
+    # Of one stay, or of one admission.
+    assert reference_set(frozenset({"stays", "demographics"})) == "charts"
+    assert reference_set(frozenset({"labs"})) == "labs"
+    assert reference_set(frozenset({"notes"})) == "notes"
+    assert reference_set(frozenset({"text", "labs"}), text=["notes"]) == "labs+notes"
+    # Text holds laboratory tests in words, unless it is told otherwise.
+    assert reference_set(frozenset({"text"})) == "labs+notes"
+    assert reference_set(frozenset({"text"}), text=["notes"]) == "notes"
 
 
 @pytest.mark.parametrize("name", names("model"))

@@ -43,7 +43,8 @@ def test_every_model_runs_from_raw_tables_to_a_report(cli, results, model):
     assert metrics["num_samples"] == len(predictions) > 0
     assert not predictions.select("subject_id", "prediction_time").is_duplicated().any()
     assert predictions["predicted_boolean_probability"].is_between(0, 1).all()
-    assert load_file(run / "model.safetensors").keys() == load_file(run / "phases/fit/model.safetensors").keys()
+    last = max(run.glob("phases/*/model.safetensors"), key=lambda path: path.stat().st_mtime_ns)
+    assert load_file(run / "model.safetensors").keys() == load_file(last).keys()
 
     page = Path(done.out.rsplit("Report: ", 1)[1].strip())
     assert page.stat().st_size > 1000
@@ -87,11 +88,3 @@ def test_a_model_that_is_in_its_baseline_set_is_one_row(cli, results):
     assert done.out.count("training logistic_regression") == 1
     assert "done before" not in done.out
     assert "(2)" not in done.out  # two seeds
-
-
-def test_models_without_a_file_are_announced_and_left_out(cli, results):
-    pending = "baselines.pending=[not_written_yet]"
-    done = cli("model=lstm", "baselines=risk14", "baselines.models=[]", pending, "trainer=smoke", "data=toy")
-    assert done.code == 0
-    assert "not built yet, and so not in the table: not_written_yet" in done.out
-    assert len(list(results.rglob("run.json"))) == 1

@@ -258,18 +258,18 @@ def test_predictions_hold_each_sample_and_label_once_with_the_models_probability
     assert model.training
     held_out = data.splits["held_out"]
     model.eval()
-    labels = list(range(num_labels))
+    names = data.labels or ("",)
     keys = ["subject_id", "prediction_time"] + ["label"] * (num_labels > 1)
     assert table.columns == [*keys, "boolean_value", "predicted_boolean_value", "predicted_boolean_probability"]
     assert table.schema["prediction_time"] == pl.Datetime("us")
     assert held_out.labels is not None
     expected = {
-        (int(subject), label): (bool(truth[label]), float(p[label]))
+        (int(subject), name): (bool(truth[label]), float(p[label]))
         for subject, truth, p in zip(held_out.subject_id, held_out.labels, model(held_out).sigmoid().detach())
-        for label in labels
+        for label, name in enumerate(names)
     }
     found = {
-        (row["subject_id"], row.get("label", 0)): (row["boolean_value"], row["predicted_boolean_probability"])
+        (row["subject_id"], row.get("label", "")): (row["boolean_value"], row["predicted_boolean_probability"])
         for row in table.iter_rows(named=True)
     }
     assert len(table) == len(found)

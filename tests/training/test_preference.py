@@ -27,8 +27,8 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from ehrlab.core.batch import Tokens
 from ehrlab.core.errors import InputError
 from ehrlab.core.model import LossDict, PreferencePhase
+from ehrlab.data.clinical import ClinicalData
 from ehrlab.data.meds import SPLITS
-from ehrlab.data.prepare import ClinicalData
 from ehrlab.data.tokens import LISTS, SEQUENCE_SCHEMA, TokenDataset
 from ehrlab.models.chiron import Chiron
 from ehrlab.models.rltf import RLTF

@@ -1,7 +1,7 @@
 """What a model sees: a batch of samples as padded tensors, one group per modality.
 
 Shape letters of the whole project: ``B`` batch, ``V`` visits, ``C`` codes in a visit, ``T`` tokens, ``H`` hours,
-``F`` features, ``S`` stays, ``N`` notes, ``L`` note tokens, ``E`` embedding, ``D`` hidden, ``K`` labels.
+``F`` features, ``S`` stays, ``G`` drugs, ``N`` notes, ``L`` text tokens, ``E`` embedding, ``D`` hidden, ``K`` labels.
 
 Every mask is True where the entry is real. Padding is always on the right.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 Group = TypeVar("Group", bound="TensorGroup")  # not typing.Self: beartype cannot check it in dataclasses
@@ -65,28 +65,47 @@ class Tokens(TensorGroup):
 
 
 @dataclass(frozen=True)
-class Series(TensorGroup):
-    """Regularly sampled measurements: hourly features of up to S ICU stays (S = 1 where a sample is one stay)."""
+class Stays(TensorGroup):
+    """Up to S intensive-care stays, oldest first, each as H hourly vectors of F binary features (FIDDLE).
 
-    values: Float[Tensor, "B S H F"]
-    observed: Bool[Tensor, "B S H F"]
+    features  0 or 1, one byte each: 48 x 1,318 of them a stay would be 253 kB as floats. Models cast them in the step
+    mask      True = real stay
+    """
+
+    features: UInt8[Tensor, "B S H F"]
     mask: Bool[Tensor, "B S"]
 
 
 @dataclass(frozen=True)
+class CodeSets(TensorGroup):
+    """The sets of codes of one admission, by kind; ids in 1 .., distinct, 0 = padding. A set may be empty."""
+
+    diagnoses: Int[Tensor, "B C"]
+    drugs: Int[Tensor, "B G"]
+
+
+@dataclass(frozen=True)
 class Labs(TensorGroup):
-    """One value per lab test (standardised units) and whether it was measured."""
+    """One value per lab test (standard deviations from the training mean; 0 where not measured) and whether it was."""
 
     values: Float[Tensor, "B F"]
     observed: Bool[Tensor, "B F"]
 
 
 @dataclass(frozen=True)
-class Text(TensorGroup):
-    """Tokenised clinical notes."""
+class Notes(TensorGroup):
+    """Clinical notes of one admission, each as the vector that a frozen encoder made of it."""
 
-    ids: Int[Tensor, "B N L"]
-    mask: Bool[Tensor, "B N L"]
+    vectors: Float[Tensor, "B N E"]
+    mask: Bool[Tensor, "B N"]
+
+
+@dataclass(frozen=True)
+class Text(TensorGroup):
+    """The text of one admission as the ids of a language model's tokenizer. It may be empty: a row of padding."""
+
+    ids: Int[Tensor, "B L"]
+    mask: Bool[Tensor, "B L"]
 
 
 @dataclass(frozen=True)
@@ -97,9 +116,11 @@ class Batch(TensorGroup):
     prediction_time: Int[Tensor, " B"]  # microseconds since 1970-01-01; with subject_id it names the sample
     visits: Visits | None = None
     tokens: Tokens | None = None
-    stays: Series | None = None
+    stays: Stays | None = None
+    codes: CodeSets | None = None
     labs: Labs | None = None
-    notes: Text | None = None
+    notes: Notes | None = None
+    text: Text | None = None
     demographics: Float[Tensor, "B F"] | None = None
     labels: Float[Tensor, "B K"] | None = None
 
@@ -111,4 +132,4 @@ class Batch(TensorGroup):
         return frozenset(m for m in MODALITIES if getattr(self, m) is not None)
 
 
-MODALITIES = ("visits", "tokens", "stays", "labs", "notes", "demographics")
+MODALITIES = ("visits", "tokens", "stays", "codes", "labs", "notes", "text", "demographics")

@@ -6,9 +6,9 @@ A baseline's author writes `RiskModel.forward` and sees neither word.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -120,7 +120,15 @@ class Model(nn.Module, ABC):
     """Any method of the project."""
 
     requires: ClassVar[frozenset[str]]
-    """Batch fields that the model reads; checked against the data at start-up."""
+    """Batch fields that the model reads of a labelled sample; checked against data and task at start-up."""
+
+    pretrains_on: ClassVar[frozenset[str]] = frozenset()
+    """Batch fields that its earlier phases read in views without labels; the task need not offer them."""
+
+    @classmethod
+    def needs(cls, unit: str, settings: Mapping[str, Any]) -> tuple[frozenset[str], frozenset[str]]:
+        """(`requires`, `pretrains_on`) where a sample is a `unit` and the model's config says `settings`."""
+        return cls.requires, cls.pretrains_on
 
     @abstractmethod
     def loss(self, batch: Batch) -> LossDict: ...

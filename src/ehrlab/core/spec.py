@@ -30,6 +30,54 @@ class TokenSpec:
 
 
 @dataclass(frozen=True)
+class StaySpec:
+    """Sizes of Batch.stays: S <= max_stays, H = num_hours, F = num_features."""
+
+    num_features: int
+    num_hours: int
+    max_stays: int
+
+
+@dataclass(frozen=True)
+class CodeSetSpec:
+    """Sizes of the vocabularies of Batch.codes, padding id 0 included."""
+
+    num_diagnoses: int
+    num_drugs: int
+    of_visit_codes: tuple[int, ...] = ()
+    """The diagnosis id of each id of Batch.visits.codes, 0 where the vocabulary of diagnoses lacks it."""
+
+
+@dataclass(frozen=True)
+class LabSpec:
+    """Batch.labs: F = num_tests."""
+
+    num_tests: int
+
+
+@dataclass(frozen=True)
+class NoteSpec:
+    """Batch.notes: N <= max_notes, E = dim."""
+
+    dim: int
+    max_notes: int
+
+
+@dataclass(frozen=True)
+class TextSpec:
+    """Batch.text, and the language model whose tokenizer made it.
+
+    model       what `nn.language.load_language_model` takes: the name of a known model, a hub name or a folder
+    num_tokens  size of the tokenizer's vocabulary
+    """
+
+    model: str
+    num_tokens: int
+    max_tokens: int
+    pad_id: int
+
+
+@dataclass(frozen=True)
 class DataSpec:
     """Sizes only; no model ever holds a dataset.
 
@@ -39,7 +87,8 @@ class DataSpec:
     max_codes         no visit has more codes (C <= max_codes)
     num_demographics  F of Batch.demographics
     positive_rate     share of positives per label in the training split
-    tokens            sizes of the sequences of tokens, where a model asked for them
+    unit              what a sample is: "patient", "admission" or "stay"
+    tokens, ...       sizes of the modalities that models asked for; the rest are None
     """
 
     num_codes: int
@@ -48,4 +97,10 @@ class DataSpec:
     max_codes: int
     num_demographics: int
     positive_rate: tuple[float, ...]
+    unit: str = "patient"
     tokens: TokenSpec | None = None
+    stays: StaySpec | None = None
+    codes: CodeSetSpec | None = None
+    labs: LabSpec | None = None
+    notes: NoteSpec | None = None
+    text: TextSpec | None = None

@@ -23,6 +23,8 @@ DEFAULT_KINDS: dict[str, tuple[str, ...]] = {
     "drug": ("^DRUG//", "^MEDICATION//", "^RxNorm/", "^NDC/"),
     "lab": ("^LAB//", "^LOINC/"),
     "vital": ("^VITALS?//",),
+    "input": ("^INPUT//", "^INFUSION_START//"),
+    "icu_procedure": ("^ICU_PROCEDURE//",),
     "note": ("^NOTE//",),
     "admission": ("^HOSPITAL_ADMISSION(//|$)", "^Visit/IP"),
     "discharge": ("^HOSPITAL_DISCHARGE(//|$)",),

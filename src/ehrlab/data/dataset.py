@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +16,48 @@ from torch.utils.data import Dataset
 
 from ehrlab.core.batch import Batch, Visits
 from ehrlab.core.errors import InputError
+from ehrlab.data.cohorts.task import VALUES
+from ehrlab.data.modalities.base import Modality, Reader
 from ehrlab.data.tensorize import shard_schema
+
+
+@dataclass(frozen=True)
+class Selected:
+    """A modality of the samples of one split: where its store and its selection lie."""
+
+    modality: Modality
+    store: Path
+    selection: Path
+
+    def open(self) -> Reader:
+        return self.modality.reader(self.store, self.selection)
 
 
 class SampleDataset(Dataset[Batch]):
     """The samples of one split. `dataset[[3, 0, 7]]` is a Batch of three; torch's loader asks for whole batches too.
 
     The columns are numpy views of the mapped file: worker processes and ranks share its pages, and nothing is read
-    before it is used. Pickled, it is its path.
+    before it is used. Pickled, it is its paths.
+
+    selected  what the samples have beside visits and demographics
+    visits    False: they have no visits
+    rows      those of the file that are served, ascending; None = all
 
     Errors: InputError where the file is not what `tensorize` writes.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
-        self._open()
+    def __init__(
+        self,
+        path: Path,
+        selected: Sequence[Selected] = (),
+        *,
+        visits: bool = True,
+        rows: NDArray[np.int64] | None = None,
+    ) -> None:
+        self._state: dict[str, Any] = {
+            "path": Path(path), "selected": tuple(selected), "has_visits": visits, "rows": rows
+        }  # fmt: skip
+        self.__setstate__(self._state)
 
     def _open(self) -> None:
         try:
@@ -37,19 +65,24 @@ class SampleDataset(Dataset[Batch]):
             table = reader.get_batch(0)
         except (OSError, pa.ArrowInvalid) as error:
             raise self._corrupt(str(error).splitlines()[0]) from None
-        num_demographics = (
-            table.schema.field("demographics").type.list_size if "demographics" in table.schema.names else 0
+        sizes = (
+            table.schema.field(name).type.list_size if name in table.schema.names else 0
+            for name in ("demographics", "labels")
         )
-        if table.schema != shard_schema(num_demographics) or reader.num_record_batches != 1:
+        if table.schema != shard_schema(*sizes) or reader.num_record_batches != 1:
             raise self._corrupt("the columns are others")
         column = table.column
         visits = column("codes")
-        self.subject_id: NDArray[np.int64] = column("subject_id").to_numpy()
-        self.prediction_time: NDArray[np.int64] = column("prediction_time").cast(pa.int64()).to_numpy()
+        num_labels = table.schema.field("labels").type.list_size
+        self._rows = np.arange(table.num_rows) if self.rows is None else self.rows
+        chosen = slice(None) if self.rows is None else self.rows  # a slice copies nothing
+        self.subject_id: NDArray[np.int64] = column("subject_id").to_numpy()[chosen]
+        self.prediction_time: NDArray[np.int64] = column("prediction_time").cast(pa.int64()).to_numpy()[chosen]
         """Microseconds since 1970."""
-        num_samples = len(self.subject_id)
-        self.labels: NDArray[np.float32] = column("labels").values.to_numpy().reshape(num_samples, -1)
-        self.demographics: NDArray[np.float32] = column("demographics").values.to_numpy().reshape(num_samples, -1)
+        labels = column("labels").values.to_numpy().reshape(table.num_rows, num_labels)
+        self.labels: NDArray[np.float32] = labels[chosen]
+        demographics = column("demographics").values.to_numpy().reshape(table.num_rows, -1)
+        self.demographics: NDArray[np.float32] = demographics[chosen]
         self._visit_offsets: NDArray[np.int64] = visits.offsets.to_numpy()
         self._code_offsets: NDArray[np.int64] = visits.values.offsets.to_numpy()
         self._codes: NDArray[np.int32] = visits.values.values.to_numpy()
@@ -62,36 +95,57 @@ class SampleDataset(Dataset[Batch]):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path}
+        return self._state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.path = state["path"]
+        self._state = state
+        self.path: Path = state["path"]
+        self.has_visits: bool = state["has_visits"]
+        self.rows: NDArray[np.int64] | None = state["rows"]
         self._open()
+        self._readers = {one.modality.name: one.open() for one in state["selected"]}
 
     def __len__(self) -> int:
         return len(self.subject_id)
 
     @property
-    def num_visits(self) -> NDArray[np.int64]:
-        """Visits of each sample, at least 1."""
-        return np.diff(self._visit_offsets)
+    def lengths(self) -> NDArray[np.int64]:
+        """By which samples are put together in batches: tokens of text where they have it, else visits; else equal."""
+        if (text := self._readers.get("text")) is not None:
+            return np.maximum(text.lengths()[self._rows], 1)
+        return np.diff(self._visit_offsets)[self._rows] if self.has_visits else np.ones(len(self), dtype=np.int64)
 
     def samples(self) -> pl.DataFrame:
-        """subject_id, prediction_time, boolean_value, in the order of the file."""
-        return pl.DataFrame(
-            {
-                "subject_id": self.subject_id,
-                "prediction_time": pl.Series(self.prediction_time).cast(pl.Datetime("us")),
-                "boolean_value": self.labels[:, 0] > 0.5,
-            }
-        )
+        """subject_id, prediction_time, boolean_value, in the order of the file; of several labels boolean_values."""
+        keys = {
+            "subject_id": self.subject_id,
+            "prediction_time": pl.Series(self.prediction_time).cast(pl.Datetime("us")),
+        }
+        num_labels = self.labels.shape[1]
+        if num_labels == 1:
+            return pl.DataFrame({**keys, "boolean_value": self.labels[:, 0] > 0.5})
+        return pl.DataFrame({**keys, VALUES: (self.labels > 0.5).tolist()}) if num_labels else pl.DataFrame(keys)
 
     def __getitem__(self, indices: int | Sequence[int]) -> Batch:
         return self.__getitems__([indices] if isinstance(indices, int) else indices)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """The samples `indices`, padded to the batch's own longest patient (V) and widest visit (C, at least 1)."""
-        rows = np.asarray(indices, dtype=np.int64)
+        chosen = np.asarray(indices, dtype=np.int64)
+        rows = self._rows[chosen]
+        groups: dict[str, Any] = {name: reader(rows) for name, reader in self._readers.items()}
+        if self.has_visits:
+            groups["visits"] = self._visits(rows)
+        if self.labels.shape[1]:
+            groups["labels"] = torch.from_numpy(self.labels[chosen])
+        return Batch(
+            subject_id=torch.from_numpy(self.subject_id[chosen]),
+            prediction_time=torch.from_numpy(self.prediction_time[chosen]),
+            demographics=torch.from_numpy(self.demographics[chosen]),
+            **groups,
+        )
+
+    def _visits(self, rows: NDArray[np.int64]) -> Visits:
         first_visit = self._visit_offsets[rows]
         num_visits = self._visit_offsets[rows + 1] - first_visit
         visit, sample, place = _ragged(first_visit, num_visits)
@@ -105,14 +159,8 @@ class SampleDataset(Dataset[Batch]):
         source, of_visit, position = _ragged(first_code, num_codes)
         codes = np.zeros((*shape, max(1, int(num_codes.max()))), dtype=np.int64)
         codes[sample[of_visit], place[of_visit], position] = self._codes[source]
-        return Batch(
-            subject_id=torch.from_numpy(self.subject_id[rows]),
-            prediction_time=torch.from_numpy(self.prediction_time[rows]),
-            visits=Visits(
-                codes=torch.from_numpy(codes), days_before_last=torch.from_numpy(days), mask=torch.from_numpy(mask)
-            ),
-            demographics=torch.from_numpy(self.demographics[rows]),
-            labels=torch.from_numpy(self.labels[rows]),
+        return Visits(
+            codes=torch.from_numpy(codes), days_before_last=torch.from_numpy(days), mask=torch.from_numpy(mask)
         )
 
 

@@ -4,61 +4,54 @@
 <cache>/cohorts/<task>-<key>/    labelled samples      (data.cohorts)
 <cache>/shards/<task>-<key>/     what a model reads    (data.tensorize)
 <cache>/tokens/<source>-<key>/   whole records, whatever the task; only where a model asks for them (data.tokens)
+<cache>/views/<view>-<key>/      every stay, every admission, whatever the task; only where a model pretrains on them
+<cache>/stores/<modality>-<key>/ what the data set holds of stays, notes, ...; only where a model asks for it
+<cache>/selections/<key>/        what of a store each sample of a task or view sees (data.modalities)
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from functools import cached_property
-from operator import attrgetter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import polars as pl
-import torch
-from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
 
-from ehrlab.core.batch import Batch
 from ehrlab.core.errors import InputError
-from ehrlab.core.spec import DataSpec, TokenSpec
 from ehrlab.data import meds as meds_folder
 from ehrlab.data import tensorize as shards
 from ehrlab.data import tokens as sequences
 from ehrlab.data.cache import build_once, content_key
-from ehrlab.data.cohorts.summary import CohortSummary
-from ehrlab.data.cohorts.task import SAMPLE_SCHEMA, Cohort, Task
-from ehrlab.data.dataset import SampleDataset, as_it_is
+from ehrlab.data.clinical import ClinicalData, LabelSettings
+from ehrlab.data.cohorts.task import VALUES, Cohort, Task, finish
+from ehrlab.data.dataset import SampleDataset, Selected
 from ehrlab.data.meds import SPLITS, MedsDataset, SplitSettings
-from ehrlab.data.sampler import BucketedBatches
-from ehrlab.data.sources.source import Source
+from ehrlab.data.modalities.base import Modality, admissions, with_admissions
+from ehrlab.data.sources.source import Source, tables_for
 from ehrlab.data.tensorize import VisitSettings, tensorize
-from ehrlab.data.tokens import TokenDataset, Tokenizer, TokenSettings, tokenize
+from ehrlab.data.tokens import TokenSettings, tokenize
 
 KEY_DIGITS = 16
 _LABELS, _HISTORY, _DROPPED = "labels.parquet", "history.parquet", "dropped.json"
-Settings = TypeVar("Settings", VisitSettings, TokenSettings)
+Settings = TypeVar("Settings")
 
 
-@dataclass(frozen=True)
-class _View:
-    """One way to serve a prepared folder: how a split's file is opened, and the lengths by which it is batched.
-
-    version  of the code that writes such folders
-    """
-
-    open: Callable[[Path], Dataset[Batch]]
-    lengths: Callable[[Any], NDArray[Any]]
-    version: int
-
-
-_VIEWS: dict[str, _View] = {
-    "samples": _View(SampleDataset, attrgetter("num_visits"), shards.SCHEMA_VERSION),
-    "tokens": _View(TokenDataset, attrgetter("num_tokens"), sequences.SCHEMA_VERSION),
+MODAL = {
+    "stays": "StayModality",
+    "codes": "CodeSetModality",
+    "labs": "LabModality",
+    "notes": "NoteModality",
+    "text": "TextModality",
 }
+"""Batch fields that a Modality of data.modalities.<name> makes; its settings are the config group of the same name.
+
+By name, because the language models behind notes and text take seconds to import.
+"""
 
 
 @runtime_checkable
@@ -70,6 +63,25 @@ class HasTargets(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What the models of a comparison read.
+
+    of_samples   Batch fields of labelled samples
+    of_views     Batch fields of the views without labels; none, and no view but "tokens" is built
+    """
+
+    of_samples: frozenset[str] = frozenset({"visits"})
+    of_views: frozenset[str] = frozenset()
+
+    def tables(self, task: Task) -> tuple[str, ...]:
+        """The optional tables of a source that hold this, and what the task needs."""
+        return tables_for(self.of_samples | self.of_views | task.tables)
+
+
+VISITS = Wanted()
+
+
 def prepare(
     source: Source,
     task: Task,
@@ -78,20 +90,29 @@ def prepare(
     split: Mapping[str, Any],
     visits: Mapping[str, Any],
     simulated: bool,
-    tokens: Mapping[str, Any] | None = None,
+    wanted: Wanted = VISITS,
+    tokens: Mapping[str, Any] = MappingProxyType({}),
+    modalities: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    labelled: Mapping[str, Any] = MappingProxyType({}),
 ) -> ClinicalData:
     """Build what is not in the cache yet, and open it.
 
-    split      shares train, tuning, held_out (they add up to 1) and seed
-    visits     fields of VisitSettings
-    simulated  the source's tables stem from a simulator
-    tokens     fields of TokenSettings: build the view "tokens", too
+    split       shares train, tuning, held_out (they add up to 1) and seed
+    visits      fields of VisitSettings
+    simulated   the source's tables stem from a simulator
+    wanted      what is built beside visits and demographics
+    tokens      fields of TokenSettings, for the view "tokens"
+    modalities  settings of each modality, by its name (MODAL)
+    labelled    fields of LabelSettings: the share of training samples whose labels may be used
 
     Errors: InputError for anything in the settings or the raw tables that a user can put right. No stage leaves a
     folder behind that is not whole.
     """
     split_settings, visit_settings = split_from(split), visits_from(visits)
-    token_settings = None if tokens is None else _settings(TokenSettings, tokens, "tokens")
+    label_settings = _settings(LabelSettings, labelled, "labels")
+    token_settings = _settings(TokenSettings, tokens, "tokens") if "tokens" in wanted.of_samples else None
+    asked = sorted((wanted.of_samples | wanted.of_views) & set(MODAL))
+    chosen = {name: _modality(name, modalities.get(name, {})) for name in asked}
     cache_dir = Path(cache_dir)
 
     meds_key = meds_folder.fingerprint(source, split_settings, simulated)
@@ -104,23 +125,112 @@ def prepare(
     cohort_key = content_key(meds.fingerprint, task.fingerprint())
     cohort_path = build_once(
         cache_dir / "cohorts" / f"{task.name}-{cohort_key[:KEY_DIGITS]}",
-        lambda out: _write_cohort(task.cohort(meds), out),
+        lambda out: _write_cohort(task.cohort(meds), task.labels, out),
     )
-    shards_key = content_key(shards.SCHEMA_VERSION, cohort_key, asdict(visit_settings))
+    has_visits = "visits" in task.inputs
+    shards_key = content_key(shards.SCHEMA_VERSION, cohort_key, asdict(visit_settings), has_visits)
     shards_path = build_once(
         cache_dir / "shards" / f"{task.name}-{shards_key[:KEY_DIGITS]}",
-        lambda out: tensorize(meds, task.name, _read_cohort(cohort_path), visit_settings, out),
+        lambda out: tensorize(
+            meds,
+            task.name,
+            _read_cohort(cohort_path, task.labels),
+            visit_settings,
+            out,
+            labels=task.labels,
+            visits=has_visits,
+        ),
     )
-    if token_settings is None:
-        return ClinicalData.open(shards_path)
-
-    tokens_key = content_key(sequences.SCHEMA_VERSION, meds.fingerprint, asdict(token_settings))
-    tokens_path = build_once(
-        cache_dir / "tokens" / f"{source.name}-{tokens_key[:KEY_DIGITS]}",
-        lambda out: tokenize(meds, token_settings, out),
-    )
+    folders = {"samples": shards_path}
+    if token_settings is not None:
+        tokens_key = content_key(sequences.SCHEMA_VERSION, meds.fingerprint, asdict(token_settings))
+        folders["tokens"] = build_once(
+            cache_dir / "tokens" / f"{source.name}-{tokens_key[:KEY_DIGITS]}",
+            lambda out: tokenize(meds, token_settings, out),
+        )
+    if wanted.of_views:
+        hours = chosen["stays"].hours  # type: ignore[attr-defined]
+        for view, samples in (
+            ("stays", partial(_every_stay, meds, hours)),
+            ("admissions", partial(_every_admission, meds)),
+        ):
+            view_key = content_key(shards.SCHEMA_VERSION, meds.fingerprint, view, hours if view == "stays" else None)
+            folders[view] = build_once(
+                cache_dir / "views" / f"{view}-{view_key[:KEY_DIGITS]}",
+                lambda out, view=view, samples=samples: tensorize(  # type: ignore[misc]
+                    meds, view, finish(samples(), {}), visit_settings, out, visits=False
+                ),
+            )
+    selected = _select(meds, task, chosen, folders, wanted, cache_dir)
     targets = task.target_codes(meds) if isinstance(task, HasTargets) else []
-    return ClinicalData.open(shards_path, {"tokens": tokens_path}, targets)
+    return ClinicalData.open(folders, selected, task=task, targets=targets, labels=label_settings)
+
+
+def _modality(name: str, settings: Mapping[str, Any]) -> Modality:
+    kind = getattr(import_module(f"ehrlab.data.modalities.{name}"), MODAL[name])
+    made: Modality = _settings(kind, settings, name)
+    return made
+
+
+def _every_stay(meds: MedsDataset, hours: int) -> pl.DataFrame:
+    """Each stay of at least `hours`, seen at their end."""
+    found: pl.DataFrame = import_module("ehrlab.data.modalities.stays").stay_samples(meds, hours)
+    return found.select("subject_id", "prediction_time")
+
+
+def _every_admission(meds: MedsDataset) -> pl.DataFrame:
+    """Each admission, seen at its end."""
+    return admissions(meds).select("subject_id", prediction_time="discharged")
+
+
+def _select(
+    meds: MedsDataset,
+    task: Task,
+    chosen: Mapping[str, Modality],
+    folders: Mapping[str, Path],
+    wanted: Wanted,
+    cache_dir: Path,
+) -> dict[str, dict[str, tuple[Selected, ...]]]:
+    """view -> split -> what its samples have beside visits and demographics."""
+    if not chosen:
+        return {}
+    known = admissions(meds)
+    stores = {}
+    for name, modality in chosen.items():
+        key = content_key(modality.version, meds.fingerprint, asdict(modality), modality.fingerprint())  # type: ignore[call-overload]
+        stores[name] = build_once(cache_dir / "stores" / f"{name}-{key[:KEY_DIGITS]}", partial(modality.build, meds))
+    of_view = {
+        "samples": wanted.of_samples,
+        "stays": wanted.of_views & {"stays"},
+        "admissions": wanted.of_views,
+    }
+    selected: dict[str, dict[str, tuple[Selected, ...]]] = {}
+    for view, folder in folders.items():
+        for split in SPLITS:
+            found = []
+            for name in sorted(of_view.get(view, frozenset()) & set(chosen)):
+                modality = chosen[name]
+                if name == "stays" and (view == "stays" or (view == "samples" and task.unit == "stay")):
+                    modality = replace(modality, max_stays=1)  # type: ignore[type-var]
+                found.append(_selection(meds, modality, stores[name], folder, split, known, cache_dir))
+            selected.setdefault(view, {})[split] = tuple(found)
+    return selected
+
+
+def _selection(
+    meds: MedsDataset, modality: Modality, store: Path, folder: Path, split: str, known: pl.DataFrame, cache_dir: Path
+) -> Selected:
+    """What the samples of one split of `folder` see of a store."""
+    key = content_key(modality.version, asdict(modality), store.name, folder.name, split)  # type: ignore[call-overload]
+
+    def build(out: Path) -> None:
+        samples = SampleDataset(folder / f"{split}.arrow", visits=False).samples()
+        rows = samples.select("subject_id", "prediction_time").with_row_index("sample")
+        rows = with_admissions(rows.with_columns(split=pl.lit(split)), known)
+        modality.select(meds, store, rows, out)
+
+    path = cache_dir / "selections" / f"{modality.name}-{key[:KEY_DIGITS]}"
+    return Selected(modality, store, build_once(path, build))
 
 
 def split_from(config: Mapping[str, Any]) -> SplitSettings:
@@ -140,181 +250,28 @@ def visits_from(config: Mapping[str, Any]) -> VisitSettings:
 
 def _settings(kind: type[Settings], config: Mapping[str, Any], group: str) -> Settings:
     """Settings of the group `group` of a config; InputError for a name that is none of their fields."""
-    known = [f.name for f in fields(kind)]
+    known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
     if unknown := sorted(set(config) - set(known)):
         raise InputError(f"{group}.{unknown[0]}: no such setting; expected some of {', '.join(known)}")
     return kind(**config)
 
 
-@dataclass(frozen=True)
-class ClinicalData:
-    """A prepared task: the only thing of the data layer that training sees. It pickles as its folder and sizes.
-
-    spec         sizes that a model is built from
-    provides     Batch fields that its batches hold
-    simulated    every output must say so
-    fingerprint  SHA-256 of the content of the shards and the vocabulary
-    cohort       the statistics of Table 1
-    folders      where views without labels lie, by name: those that were asked for
-    records      SHA-256 of the content of these views, whatever the task; None without any
-    """
-
-    path: Path
-    spec: DataSpec
-    provides: frozenset[str]
-    simulated: bool
-    fingerprint: str
-    cohort: CohortSummary
-    folders: Mapping[str, Path] = field(default_factory=dict, kw_only=True)
-    records: str | None = field(default=None, kw_only=True)
-
-    @classmethod
-    def open(
-        cls, path: Path, folders: Mapping[str, Path] = MappingProxyType({}), targets: Sequence[str] = ()
-    ) -> ClinicalData:
-        """Open a folder that `tensorize` wrote, and those of other views; `targets` are the task's codes.
-
-        Errors: InputError where a file is missing or has another size, and where no sequence can hold a target.
-        """
-        manifest = _manifest(path, "samples")
-        records = {view: _content(_manifest(folder, view)) for view, folder in folders.items()}
-        cohort = CohortSummary.read(path / shards.COHORT)
-        train = manifest["splits"][SPLITS[0]]
-        return cls(
-            path=path,
-            spec=DataSpec(
-                num_codes=manifest["num_codes"],
-                num_labels=manifest["num_labels"],
-                max_visits=manifest["settings"]["max_visits"],
-                max_codes=manifest["settings"]["max_codes"],
-                num_demographics=len(manifest["demographics"]),
-                positive_rate=(train["positives"] / train["samples"],),
-                tokens=_token_spec(folders["tokens"], targets) if "tokens" in folders else None,
-            ),
-            provides=frozenset({"visits", "demographics", *folders}),
-            simulated=cohort.simulated,
-            fingerprint=_content(manifest),
-            cohort=cohort,
-            folders=dict(folders),
-            records=content_key(records) if records else None,
-        )
-
-    @cached_property
-    def _datasets(self) -> dict[str, dict[str, Dataset[Batch]]]:
-        folders = {"samples": self.path, **self.folders}
-        return {
-            view: {split: _VIEWS[view].open(folder / f"{split}.arrow") for split in SPLITS}
-            for view, folder in folders.items()
-        }
-
-    def dataset(self, split: str) -> SampleDataset:
-        """The labelled samples of a split."""
-        found = self._dataset(split, "samples")
-        assert isinstance(found, SampleDataset)
-        return found
-
-    def sequences(self, split: str) -> TokenDataset:
-        """The records of a split's subjects as tokens; InputError where they were not asked for."""
-        found = self._dataset(split, "tokens")
-        assert isinstance(found, TokenDataset)
-        return found
-
-    def _dataset(self, split: str, view: str) -> Dataset[Batch]:
-        assert split in SPLITS, f"split {split!r}: expected one of {SPLITS}"
-        if view not in self._datasets:
-            raise InputError(
-                f"view '{view}': these data were prepared for {', '.join(self._datasets)}. A view without labels is "
-                f"built where a model requires it; this data layer knows {', '.join(_VIEWS)}."
-            )
-        return self._datasets[view][split]
-
-    def tokenizer(self) -> Tokenizer:
-        """What the ids of `sequences` mean."""
-        return Tokenizer.read(self.sequences(SPLITS[0]).path.with_name(sequences.TOKENIZER))
-
-    def samples(self, split: str) -> pl.DataFrame:
-        """subject_id, prediction_time, boolean_value of a split."""
-        return self.dataset(split).samples()
-
-    def vocabulary(self) -> pl.DataFrame:
-        """id, code, description, num_samples; row i has id i, row 0 is padding."""
-        return pl.read_parquet(self.path / shards.VOCABULARY)
-
-    def loader(
-        self,
-        split: str,
-        *,
-        view: str = "samples",
-        batch_size: int,
-        seed: int = 0,
-        shuffle: bool = False,
-        rank: int = 0,
-        world: int = 1,
-        num_workers: int = 0,
-    ) -> DataLoader[Batch]:
-        """Batches of one rank; `batch_size` counts the samples of all ranks together. See BucketedBatches.
-
-        view  "samples": the labelled samples of the task; "tokens": whole records of all subjects, without labels
-        """
-        dataset = self._dataset(split, view)
-        lengths = _VIEWS[view].lengths(dataset)
-        batches = BucketedBatches(lengths, batch_size, shuffle=shuffle, seed=seed, rank=rank, world=world)
-        return DataLoader(
-            dataset,
-            batch_sampler=batches,
-            collate_fn=as_it_is,
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            # Its own: a loader that draws worker seeds from the global generator would shift the model's noise.
-            generator=torch.Generator(),
-        )
-
-
-def _manifest(path: Path, view: str) -> dict[str, Any]:
-    """The manifest of a prepared folder, whose files it lists; InputError where one is missing or of another size."""
-    try:
-        manifest: dict[str, Any] = json.loads((path / shards.MANIFEST).read_text(encoding="utf-8"))
-        version, files = manifest["schema_version"], manifest["files"]
-    except (FileNotFoundError, json.JSONDecodeError, KeyError) as error:
-        raise _damaged(path, f"{shards.MANIFEST} is not readable ({type(error).__name__})") from None
-    if version != (expected := _VIEWS[view].version):
-        raise _damaged(path, f"schema version {version}, expected {expected}")
-    for name, entry in files.items():
-        size = (path / name).stat().st_size if (path / name).is_file() else 0
-        if size != entry["bytes"]:
-            raise _damaged(path, f"{name} has {size:,} bytes, expected {entry['bytes']:,}")
-    return manifest
-
-
-def _content(manifest: Mapping[str, Any]) -> str:
-    return content_key({name: entry["sha256"] for name, entry in manifest["files"].items()})
-
-
-def _token_spec(path: Path, targets: Sequence[str]) -> TokenSpec:
-    """Sizes of the sequences in `path`; InputError where the task has targets and no training sequence holds one."""
-    spec = Tokenizer.read(path / sequences.TOKENIZER).spec(targets)
-    if targets and not spec.targets:
-        raise InputError(
-            f"tokens: none of the task's {len(targets)} target codes is in a training sequence. Let diagnosis be among "
-            "tokens.kinds, raise tokens.max_tokens and tokens.max_visits, lower tokens.min_count, or choose another "
-            "task or a larger cohort."
-        )
-    return spec
-
-
-def _damaged(path: Path, found: str) -> InputError:
-    return InputError(f"shards {path}: damaged ({found}). Delete the folder to build it again.")
-
-
-def _write_cohort(cohort: Cohort, out: Path) -> None:
-    """labels.parquet is strictly MEDS; history_start lies beside it, row by row."""
-    cohort.samples.select("subject_id", "prediction_time", "boolean_value").write_parquet(out / _LABELS)
+def _write_cohort(cohort: Cohort, labels: Sequence[str], out: Path) -> None:
+    """labels.parquet is strictly MEDS, one file for each of several labels; history_start lies beside, row by row."""
+    for i, name in enumerate(labels or [""]):
+        value = pl.col(VALUES).list.get(i).alias("boolean_value") if labels else pl.col("boolean_value")
+        path = out / _LABELS if not name else out / "labels" / f"{name}.parquet"
+        path.parent.mkdir(exist_ok=True)
+        cohort.samples.select("subject_id", "prediction_time", value).write_parquet(path)
     cohort.samples.select("subject_id", "prediction_time", "history_start").write_parquet(out / _HISTORY)
     (out / _DROPPED).write_text(json.dumps(dict(cohort.dropped), indent=1), encoding="utf-8")
 
 
-def _read_cohort(path: Path) -> Cohort:
-    start = pl.read_parquet(path / _HISTORY).select("history_start")
-    samples = pl.concat([pl.read_parquet(path / _LABELS), start], how="horizontal").select(SAMPLE_SCHEMA.names())
-    return Cohort(samples, json.loads((path / _DROPPED).read_text(encoding="utf-8")))
+def _read_cohort(path: Path, labels: Sequence[str]) -> Cohort:
+    samples = pl.read_parquet(path / _HISTORY)
+    if labels:
+        files = [pl.read_parquet(path / "labels" / f"{name}.parquet")["boolean_value"].alias(name) for name in labels]
+        samples = samples.with_columns(pl.DataFrame(files).select(pl.concat_list(labels).alias(VALUES))[VALUES])
+    else:
+        samples = samples.with_columns(pl.read_parquet(path / _LABELS)["boolean_value"])
+    return finish(samples, json.loads((path / _DROPPED).read_text(encoding="utf-8")))

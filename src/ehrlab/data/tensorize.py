@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 
 from ehrlab.core.errors import InputError
 from ehrlab.data.cohorts.summary import CohortSummary
-from ehrlab.data.cohorts.task import OLDEST, Cohort, as_strings, check_classes, visit_keys
+from ehrlab.data.cohorts.task import OLDEST, VALUES, Cohort, as_strings, check_classes, visit_keys
 from ehrlab.data.meds import SPLITS, MedsDataset
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised whenever the same samples give different files, so that caches of older versions are not taken."""
 
 MANIFEST, VOCABULARY, COHORT, LABELS = "manifest.json", "vocabulary.parquet", "cohort.json", "labels.parquet"
@@ -70,9 +70,10 @@ class VisitSettings:
                 raise InputError(f"visits.{name}: expected at least 1, found {getattr(self, name)}")
 
 
-def shard_schema(num_demographics: int) -> pa.Schema:
+def shard_schema(num_demographics: int, num_labels: int) -> pa.Schema:
     """Columns of a split's file; 64-bit offsets, so that one batch may hold any number of codes.
 
+    labels            one per label of the task; none where the samples are of a view without labels
     codes             visits of codes (ids, in order of rank), oldest visit first
     days_before_last  days from each visit to the sample's last one
     demographics      age / 100, 1 if the age is unknown, then one-hot gender and race
@@ -81,7 +82,7 @@ def shard_schema(num_demographics: int) -> pa.Schema:
         [
             pa.field("subject_id", pa.int64(), nullable=False),
             pa.field("prediction_time", pa.timestamp("us"), nullable=False),
-            pa.field("labels", pa.list_(pa.field("item", pa.float32(), nullable=False), 1), nullable=False),
+            pa.field("labels", pa.list_(pa.field("item", pa.float32(), nullable=False), num_labels), nullable=False),
             pa.field(
                 "codes",
                 pa.large_list(pa.field("item", pa.large_list(pa.field("item", pa.int32(), nullable=False)), False)),
@@ -97,25 +98,42 @@ def shard_schema(num_demographics: int) -> pa.Schema:
     )
 
 
-def tensorize(meds: MedsDataset, task: str, cohort: Cohort, settings: VisitSettings, out: Path) -> None:
+def tensorize(
+    meds: MedsDataset,
+    task: str,
+    cohort: Cohort,
+    settings: VisitSettings,
+    out: Path,
+    *,
+    labels: Sequence[str] = (),
+    visits: bool = True,
+) -> None:
     """Write the files above into the existing folder `out`; call it through `cache.build_once`.
 
-    Nothing after a sample's prediction_time enters, and the vocabulary knows training samples only.
+    Nothing after a sample's prediction_time enters. The vocabulary knows training samples only, and that of gender and
+    race the training subjects of the data set, so that pretraining and every task read the same columns.
 
-    Errors: InputError for unknown kinds and for a split without positive or without negative samples.
+    labels  names of the labels where there are several (Task.labels). A cohort without any column of labels is a view
+            without labels: no cohort.json, no labels.parquet
+    visits  False: samples have no visits, and none is dropped for having none
+
+    Errors: InputError for unknown kinds and for a split without positive or without negative samples of a label.
     """
     if unknown := sorted(set(settings.kinds) - set(meds.kinds)):
         raise InputError(f"visits.kinds: unknown kind '{unknown[0]}'; expected some of {', '.join(sorted(meds.kinds))}")
     splits = meds.splits()
-    samples = cohort.samples.with_row_index("sample").join(splits, on="subject_id", how="left", maintain_order="left")
+    samples = _with_values(cohort.samples).with_row_index("sample")
+    samples = samples.join(splits, on="subject_id", how="left", maintain_order="left")
+    num_labels = len(labels) or int("boolean_value" in cohort.samples.columns)
+    names = labels or [""] * num_labels
     # Before the work: an empty cohort needs no pass over the events.
-    check_classes(task, _class_counts(samples), cohort.dropped)
+    _check_classes(task, names, samples, cohort.dropped)
 
     codes = (
         meds.codes()
         .select("code", "description")
         .with_row_index("code_id")
-        .with_columns(selected=meds.is_kind(*settings.kinds))
+        .with_columns(selected=meds.is_kind(*settings.kinds) if visits else pl.lit(False))
     )
     spool = out / "spool"
     spool.mkdir()
@@ -124,8 +142,8 @@ def tensorize(meds: MedsDataset, task: str, cohort: Cohort, settings: VisitSetti
     parts: dict[str, list[Path]] = {split: [] for split in SPLITS}
     for file in meds.shards():
         shard = _read_shard(meds, file, codes, samples.lazy().select("subject_id"), settings)
-        for portion in _portions(shard, samples, PORTION):
-            for split, block in _blocks(shard, portion, settings).items():
+        for portion in _portions(shard, samples, PORTION) if visits else [_of_shard(shard, samples)]:
+            for split, block in _blocks(shard, portion, settings, keep_empty=not visits).items():
                 path = spool / f"{split}-{len(parts[split])}.npz"
                 block.save(path)
                 parts[split].append(path)
@@ -134,34 +152,36 @@ def tensorize(meds: MedsDataset, task: str, cohort: Cohort, settings: VisitSetti
 
     used = samples.filter(pl.col("sample").is_in(np.concatenate(kept) if kept else np.empty(0, np.int64)))
     dropped = {**cohort.dropped, "samples without a visit": samples.height - used.height}
-    check_classes(task, _class_counts(used), dropped)
+    _check_classes(task, names, used, dropped)
 
     train = statistics[SPLITS[0]]
-    vocabulary = _vocabulary(codes, train.num_samples_with_code, settings.min_count)
+    vocabulary = _vocabulary(codes, train.num_samples_with_code, settings.min_count, may_be_empty=not visits)
     new_id = np.full(codes.height, _PADDING, dtype=np.int32)
     known = vocabulary.drop_nulls("code_id")  # all but padding
     new_id[known["code_id"].to_numpy()] = known["id"].to_numpy()
-    traits = _traits(codes, train.genders), _traits(codes, train.races)
+    traits = _traits(meds, codes, "gender"), _traits(meds, codes, "race")
     counts = {}
     for split in SPLITS:
-        counts[split] = _write_split(parts[split], new_id, traits, out / f"{split}.arrow", spool)
+        counts[split] = _write_split(parts[split], new_id, traits, num_labels, out / f"{split}.arrow", spool)
     shutil.rmtree(spool)
 
     vocabulary.drop("code_id").write_parquet(out / VOCABULARY)
-    used.select("subject_id", "prediction_time", "boolean_value").write_parquet(out / LABELS)
-    summary = _summarise(used, statistics, dropped, task, meds.simulated)
-    (out / COHORT).write_text(json.dumps(asdict(summary), indent=1), encoding="utf-8")
-    names = [*(f"{split}.arrow" for split in SPLITS), VOCABULARY]
+    if num_labels:
+        _write_labels(used, labels, out)
+        summary = _summarise(used, labels, statistics, dropped, task, meds.simulated)
+        (out / COHORT).write_text(json.dumps(asdict(summary), indent=1), encoding="utf-8")
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "task": task,
         "dataset": meds.name,
         "settings": asdict(settings),
         "num_codes": vocabulary.height,
-        "num_labels": 1,
+        "num_labels": num_labels,
+        "labels": list(labels),
+        "visits": visits,
         "demographics": ["age / 100", "age unknown", *(code for trait in traits for code in trait.values())],
         "splits": counts,
-        "files": {name: _identity(out / name) for name in names},
+        "files": {name: _identity(out / name) for name in (*(f"{split}.arrow" for split in SPLITS), VOCABULARY)},
     }
     (out / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
@@ -176,7 +196,7 @@ class _Block:
     sample: NDArray[np.int64]
     subject_id: NDArray[np.int64]
     prediction_time: NDArray[np.int64]
-    label: NDArray[np.float32]
+    labels: NDArray[np.float32]  # samples x labels, flat
     age: NDArray[np.float32]  # years / 100; NaN = unknown
     gender: NDArray[np.int64]
     race: NDArray[np.int64]
@@ -203,8 +223,6 @@ class _Statistics:
     num_visits: int = 0
     num_code_entries: int = 0
     num_samples_with_code: NDArray[np.int64] = field(init=False)
-    genders: set[int] = field(default_factory=set)
-    races: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.num_samples_with_code = np.zeros(self.num_codes, dtype=np.int64)
@@ -216,8 +234,6 @@ class _Statistics:
         sample = np.repeat(np.arange(len(block.sample)), np.diff(block.code_offsets[block.visit_offsets]))
         distinct = np.unique(sample * self.num_codes + block.codes)
         self.num_samples_with_code += np.bincount(distinct % self.num_codes, minlength=self.num_codes)
-        self.genders |= set(block.gender[block.gender >= 0].tolist())
-        self.races |= set(block.race[block.race >= 0].tolist())
 
 
 @dataclass(frozen=True)
@@ -227,11 +243,13 @@ class _Shard:
     events  subject_id, time, visit, code_id, sequence: the selected codes
     starts  visit, start: number of each visit, by subject and visit_id or day; when its admission or encounter began
     people  subject_id, time, code_id, kind: gender, race and birth
+    subjects  subject_id: all of them, also those without an event of interest
     """
 
     events: pl.DataFrame
     starts: pl.DataFrame
     people: pl.DataFrame
+    subjects: pl.DataFrame
 
 
 def _read_shard(
@@ -240,7 +258,7 @@ def _read_shard(
     raw = pl.scan_parquet(path).join(subjects, on="subject_id", how="semi")
     selected = codes.lazy().filter("selected").select("code", "code_id")
     kinds = ("gender", "race", "birth")
-    events, begun, people = pl.collect_all(
+    events, begun, people, found = pl.collect_all(
         [
             raw.join(selected, on="code")
             .filter(pl.col("time").is_not_null())
@@ -256,13 +274,14 @@ def _read_shard(
                 "code_id",
                 kind=pl.coalesce(pl.when(meds.is_kind(kind)).then(pl.lit(kind)) for kind in kinds),
             ),
+            raw.select("subject_id").unique(),
         ]
     )
     key = ["subject_id", "visit_id", "day"]
     visits = events.select(key).unique().sort(key).with_row_index("visit")
     starts = visits.join(begun, on=["subject_id", "visit_id"], how="left").select("visit", "start")
     events = events.join(visits, on=key, nulls_equal=True).drop("visit_id", "day")
-    return _Shard(events, starts, people)
+    return _Shard(events, starts, people, found)
 
 
 def _portions(shard: _Shard, samples: pl.DataFrame, limit: int) -> Iterator[pl.DataFrame]:
@@ -283,8 +302,17 @@ def _portions(shard: _Shard, samples: pl.DataFrame, limit: int) -> Iterator[pl.D
     )
 
 
-def _blocks(shard: _Shard, samples: pl.DataFrame, settings: VisitSettings) -> dict[str, _Block]:
-    """Group codes to visits, cut to the last visits and first codes, and part the samples by split."""
+def _of_shard(shard: _Shard, samples: pl.DataFrame) -> pl.DataFrame:
+    return samples.join(shard.subjects, on="subject_id", how="semi", maintain_order="left")
+
+
+def _blocks(
+    shard: _Shard, samples: pl.DataFrame, settings: VisitSettings, *, keep_empty: bool = False
+) -> dict[str, _Block]:
+    """Group codes to visits, cut to the last visits and first codes, and part the samples by split.
+
+    keep_empty  samples without a visit stay
+    """
     wanted = samples.select("sample", "subject_id", "prediction_time", "history_start")
     known = (pl.col("time") <= pl.col("prediction_time")) & (
         pl.col("history_start").is_null() | (pl.col("time") > pl.col("history_start"))
@@ -329,9 +357,11 @@ def _blocks(shard: _Shard, samples: pl.DataFrame, settings: VisitSettings) -> di
         .group_by("sample")
         .agg(first("gender"), first("race"), birth=pl.col("time").filter(pl.col("kind") == "birth").min())
     )
+    of_visits = visits.group_by("sample", maintain_order=True).agg(num_visits=pl.len(), last=pl.col("time").last())
     table = (
-        visits.group_by("sample", maintain_order=True)
-        .agg(num_visits=pl.len(), last=pl.col("time").last())
+        samples.select("sample")
+        .join(of_visits, on="sample", maintain_order="left", how="left" if keep_empty else "inner")
+        .with_columns(pl.col("num_visits").fill_null(0))
         .join(samples, on="sample", maintain_order="left", how="left")
         .join(people, on="sample", maintain_order="left", how="left")
     )
@@ -352,7 +382,7 @@ def _blocks(shard: _Shard, samples: pl.DataFrame, settings: VisitSettings) -> di
             sample=chosen["sample"].to_numpy().astype(np.int64),
             subject_id=chosen["subject_id"].to_numpy(),
             prediction_time=chosen["prediction_time"].to_physical().to_numpy(),
-            label=chosen["boolean_value"].cast(pl.Float32).to_numpy(),
+            labels=chosen[VALUES].explode().drop_nulls().cast(pl.Float32).to_numpy(),
             age=age[rows].astype(np.float32),
             gender=chosen["gender"].cast(pl.Int64).fill_null(-1).to_numpy(),
             race=chosen["race"].cast(pl.Int64).fill_null(-1).to_numpy(),
@@ -368,14 +398,16 @@ def _offsets(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
 
-def _vocabulary(codes: pl.DataFrame, num_samples: NDArray[np.int64], min_count: int) -> pl.DataFrame:
+def _vocabulary(
+    codes: pl.DataFrame, num_samples: NDArray[np.int64], min_count: int, *, may_be_empty: bool
+) -> pl.DataFrame:
     """id, code, description, num_samples, code_id; padding first, then the commonest code first."""
     known = (
         codes.with_columns(num_samples=pl.Series(num_samples))
         .filter(pl.col("num_samples") >= min_count)
         .sort(["num_samples", "code"], descending=[True, False])
     )
-    if known.is_empty():
+    if known.is_empty() and not may_be_empty:
         raise InputError(f"visits.min_count={min_count}: no code is in as many training samples; set a smaller number")
     columns = ["code", "description", "num_samples", "code_id"]
     padding = pl.DataFrame({"code": ["PADDING"], "num_samples": [0]})
@@ -384,9 +416,12 @@ def _vocabulary(codes: pl.DataFrame, num_samples: NDArray[np.int64], min_count: 
     )
 
 
-def _traits(codes: pl.DataFrame, found: Iterable[int]) -> dict[int, str]:
-    """code_id -> code of the values of a trait that occur in training, alphabetical."""
-    return {code_id: codes["code"][code_id] for code_id in sorted(found)}
+def _traits(meds: MedsDataset, codes: pl.DataFrame, kind: str) -> dict[int, str]:
+    """code_id -> code of the values of a trait that occur in training subjects, alphabetical."""
+    train = meds.splits().lazy().filter(pl.col("split") == SPLITS[0])
+    found = meds.scan().filter(meds.is_kind(kind)).join(train, on="subject_id", how="semi").select("code").unique()
+    known = codes.select("code", "code_id").join(found.collect(engine="streaming"), on="code").sort("code_id")
+    return {code_id: code for code, code_id in known.iter_rows()}
 
 
 def _demographics(block: _Block, traits: Iterable[Mapping[int, str]]) -> NDArray[np.float32]:
@@ -416,11 +451,17 @@ class _Spooled:
 
 
 def _write_split(
-    parts: Iterable[Path], new_id: NDArray[np.int32], traits: tuple[Mapping[int, str], ...], path: Path, spool: Path
-) -> dict[str, int]:
+    parts: Iterable[Path],
+    new_id: NDArray[np.int32],
+    traits: tuple[Mapping[int, str], ...],
+    num_labels: int,
+    path: Path,
+    spool: Path,
+) -> dict[str, Any]:
     """Renumber the codes of the blocks in `parts`, write them as one Arrow file, and count."""
     flat = {name: _Spooled(spool / name) for name in _FLAT}
-    counts = {"samples": 0, "positives": 0, "visits": 0, "codes": 0, "unknown_codes": 0}
+    counts: dict[str, Any] = dict.fromkeys(("samples", "visits", "codes", "unknown_codes"), 0)
+    positives = np.zeros(num_labels, dtype=np.int64)
     for offsets in ("visit_offsets", "code_offsets"):
         flat[offsets].append(np.zeros(1, dtype=np.int64))
     for part in parts:
@@ -430,36 +471,41 @@ def _write_split(
         code_offsets = _offsets(known.astype(np.int64))[block.code_offsets]
         flat["subject_id"].append(block.subject_id)
         flat["prediction_time"].append(block.prediction_time)
-        flat["labels"].append(block.label)
+        flat["labels"].append(block.labels)
         flat["demographics"].append(_demographics(block, traits))
         flat["days_before_last"].append(block.days_before_last)
         flat["visit_offsets"].append(block.visit_offsets[1:] + counts["visits"])
         flat["code_offsets"].append(code_offsets[1:] + counts["codes"])
         flat["codes"].append(codes[known])
         counts["samples"] += len(block.sample)
-        counts["positives"] += int(block.label.sum())
+        positives += block.labels.reshape(len(block.sample), num_labels).sum(0).astype(np.int64)
         counts["visits"] += len(block.days_before_last)
         counts["codes"] += int(known.sum())
         counts["unknown_codes"] += int((~known).sum())
 
     arrays = {name: spooled.array(_FLAT[name]) for name, spooled in flat.items()}
-    schema = shard_schema(2 + sum(len(trait) for trait in traits))
+    schema = shard_schema(2 + sum(len(trait) for trait in traits), num_labels)
     visits = pa.LargeListArray.from_arrays(
         arrays["code_offsets"], arrays["codes"], type=schema.field("codes").type.value_type
     )
     columns = [
         arrays["subject_id"],
         arrays["prediction_time"],
-        pa.FixedSizeListArray.from_arrays(arrays["labels"], type=schema.field("labels").type),
+        _fixed_lists(arrays["labels"], schema.field("labels").type, counts["samples"]),
         pa.LargeListArray.from_arrays(arrays["visit_offsets"], visits, type=schema.field("codes").type),
         pa.LargeListArray.from_arrays(
             arrays["visit_offsets"], arrays["days_before_last"], type=schema.field("days_before_last").type
         ),
-        pa.FixedSizeListArray.from_arrays(arrays["demographics"], type=schema.field("demographics").type),
+        _fixed_lists(arrays["demographics"], schema.field("demographics").type, counts["samples"]),
     ]
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
-    return counts
+    return {**counts, "positives": positives.tolist()}
+
+
+def _fixed_lists(values: pa.Array, dtype: pa.DataType, length: int) -> pa.Array:
+    """`from_arrays` cannot tell how many lists of nothing there are."""
+    return pa.Array.from_buffers(dtype, length, [None], children=[values])
 
 
 _FLAT = {
@@ -474,20 +520,50 @@ _FLAT = {
 }
 
 
-def _class_counts(samples: pl.DataFrame) -> dict[str, tuple[int, int]]:
+def _with_values(samples: pl.DataFrame) -> pl.DataFrame:
+    """`samples` with the list of labels of each (VALUES): of one where the task has one, empty without labels."""
+    if VALUES in samples.columns:
+        return samples
+    if "boolean_value" in samples.columns:
+        return samples.with_columns(pl.concat_list("boolean_value").alias(VALUES))
+    return samples.with_columns(pl.lit([], dtype=pl.List(pl.Boolean)).alias(VALUES))
+
+
+def _class_counts(samples: pl.DataFrame, positive: pl.Expr) -> dict[str, tuple[int, int]]:
     """split -> (positives, negatives)"""
-    found = samples.group_by("split").agg(positive=pl.col("boolean_value").sum(), num_samples=pl.len())
+    found = samples.group_by("split").agg(positive=positive.sum(), num_samples=pl.len())
     return {split: (positive, total - positive) for split, positive, total in found.iter_rows()}
+
+
+def _check_classes(task: str, names: Sequence[str], samples: pl.DataFrame, dropped: Mapping[str, int]) -> None:
+    found = samples["split"].unique().to_list()
+    if missing := [split for split in SPLITS if split not in found and not names]:
+        raise InputError(
+            f"view '{task}': no subject of the split {missing[0]} has such a sample. Choose another split.seed, or a "
+            "larger data set."
+        )
+    for i, name in enumerate(names):
+        counts = _class_counts(samples, pl.col(VALUES).list.get(i))
+        check_classes(f"{task}, label {name}" if name else task, counts, dropped)
+
+
+def _write_labels(samples: pl.DataFrame, names: Sequence[str], out: Path) -> None:
+    """In the MEDS label schema, which has one label a row: a file for each of several."""
+    for i, path in enumerate([out / "labels" / f"{name}.parquet" for name in names] or [out / LABELS]):
+        path.parent.mkdir(exist_ok=True)
+        value = pl.col(VALUES).list.get(i).alias("boolean_value")
+        samples.select("subject_id", "prediction_time", value).write_parquet(path)
 
 
 def _summarise(
     samples: pl.DataFrame,
+    labels: Sequence[str],
     statistics: Mapping[str, _Statistics],
     dropped: Mapping[str, int],
     task: str,
     simulated: bool,
 ) -> CohortSummary:
-    classes = _class_counts(samples)
+    classes = _class_counts(samples, pl.col(VALUES).list.any())
     subjects = dict(samples.group_by("split").agg(pl.col("subject_id").n_unique()).iter_rows())
     num_visits = sum(s.num_visits for s in statistics.values())
     num_codes = sum(s.num_code_entries for s in statistics.values())
@@ -497,13 +573,14 @@ def _summarise(
         positive_cases=sum(positive for positive, _ in classes.values()),
         negative_cases=sum(negative for _, negative in classes.values()),
         visits_per_patient=num_visits / samples.height,
-        codes_per_visit=num_codes / num_visits,
+        codes_per_visit=num_codes / max(1, num_visits),
         unique_codes=int(in_any.sum()),
         subjects=sum(subjects.values()),
         subjects_per_split={split: subjects[split] for split in SPLITS},
         samples_per_split={split: classes[split] for split in SPLITS},
         dropped={reason: count for reason, count in dropped.items() if count},
         simulated=simulated,
+        positives_per_label={name: int(samples[VALUES].list.get(i).sum()) for i, name in enumerate(labels)},
     )
 
 

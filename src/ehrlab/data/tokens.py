@@ -292,8 +292,8 @@ class TokenDataset(Dataset[Batch]):
         return len(self.subject_id)
 
     @property
-    def num_tokens(self) -> NDArray[np.int64]:
-        """Tokens of each sequence, at least 2."""
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each sequence, at least 2; by which they are put together in batches."""
         return np.diff(self._offsets)
 
     def frame(self) -> pl.DataFrame:

@@ -16,10 +16,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from ehrlab.core.errors import InputError
 from ehrlab.core.model import Model
-from ehrlab.data.prepare import ClinicalData
+from ehrlab.data.clinical import ClinicalData
 from ehrlab.run.compose import Entry
 from ehrlab.run.generated import ANALYSES, FOLDER, write_analysis
-from ehrlab.run.main import build_model, open_data, open_source
+from ehrlab.run.main import build_model, open_data, open_source, wanted_by
 from ehrlab.run.store import DONE
 from ehrlab.training.runner import WEIGHTS, load_weights
 
@@ -34,14 +34,17 @@ def reopen(run: Path) -> tuple[Model, ClinicalData]:
     cfg = OmegaConf.load(run / "config.yaml")
     assert isinstance(cfg, DictConfig)
     about = json.loads((run / "run.json").read_text())
-    data = open_data(cfg, open_source(cfg), instantiate(cfg.task))
+    entry = Entry(about["row"], about["model"], about["variant"], cfg)
+    task = instantiate(cfg.task)
+    wanted = wanted_by([entry], task)
+    data = open_data(cfg, open_source(cfg, wanted.tables(task)), task, wanted)
     trained_on = json.loads((run / "identity.json").read_text())["data"]
     if data.fingerprint != trained_on:
         raise InputError(
             f"run {run}: trained on data {trained_on[:12]}, but {cfg.data.name} / {cfg.task.name} now gives "
             f"{data.fingerprint[:12]}. Train it again, or restore the raw tables and the version that it was made with."
         )
-    model = build_model(Entry(about["row"], about["model"], about["variant"], cfg), data.spec)
+    model = build_model(entry, data.spec)
     load_weights(model, run / WEIGHTS)
     return model, data
 

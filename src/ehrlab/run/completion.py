@@ -25,7 +25,7 @@ from ehrlab.core.errors import InputError
 from ehrlab.core.files import replacing
 from ehrlab.core.model import SequenceGenerator
 from ehrlab.core.spec import TokenSpec
-from ehrlab.data.prepare import ClinicalData
+from ehrlab.data.clinical import ClinicalData
 from ehrlab.data.tokens import LISTS, TOKENIZER
 from ehrlab.evaluation import generation, utility
 from ehrlab.evaluation.sequences import HELD_OUT, read_completions

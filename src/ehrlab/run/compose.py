@@ -10,7 +10,7 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ehrlab.core.errors import InputError
 
@@ -80,7 +80,12 @@ def entries(cfg: DictConfig) -> list[Entry]:
         if row == top.row:
             continue
         rival = compose("config", [*shared, f"model={name}", "variant=none"], return_hydra_config=False)
-        rivals.append(Entry(row, name, "none", rival))
+        # Its own method and recipe; all else (data, task, how records are read) is that of the model on top, which may
+        # have chosen it by its config.
+        ours = cfg.copy()
+        with open_dict(ours):
+            ours.model, ours.training = rival.model, rival.training
+        rivals.append(Entry(row, name, "none", ours))
     return [top, *rivals]
 
 

@@ -24,7 +24,7 @@ from ehrlab.core.batch import Visits
 from ehrlab.core.errors import InputError
 from ehrlab.core.files import write_whole
 from ehrlab.core.model import Augmenter, Model, SequenceRiskModel
-from ehrlab.data.prepare import ClinicalData
+from ehrlab.data.clinical import ClinicalData
 from ehrlab.evaluation.metrics import FloatArray
 from ehrlab.models.lstm import LSTM
 from ehrlab.models.meddiffusion import MedDiffusion

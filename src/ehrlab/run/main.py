@@ -25,9 +25,10 @@ from ehrlab.core.files import locked, replacing, write_whole
 from ehrlab.core.model import Model, RiskModel, SequenceGenerator
 from ehrlab.core.spec import DataSpec
 from ehrlab.data.cache import build_once
+from ehrlab.data.clinical import ClinicalData
 from ehrlab.data.cohorts.task import Task
-from ehrlab.data.prepare import ClinicalData, prepare
-from ehrlab.data.sources import Source
+from ehrlab.data.prepare import MODAL, Wanted, prepare
+from ehrlab.data.sources.source import Source, simulated_for
 from ehrlab.evaluation.risk import evaluate
 from ehrlab.run.completion import CompletionSettings, judge_generator
 from ehrlab.run.compose import Entry, entries, is_multirun, plain, seeds
@@ -97,16 +98,12 @@ def _main(cfg: DictConfig) -> None:
             "(trainer=gpu launcher=joblib or slurm), or start a single run under DDP."
         )
     data_name = str(cfg.data.name)
-    source = open_source(cfg)
-    # Records as sequences of tokens can be had from whatever has visits; they are built where a model asks for them.
-    provides = source.provides | ({"tokens"} if "visits" in source.provides else set())
-    for entry in matrix:
-        _check_requirements(entry, provides, data_name)
-    if is_rank_zero() and (pending := cfg.baselines.get("pending")):
-        log.info("baselines: not built yet, and so not in the table: %s", ", ".join(pending))
-
     task = instantiate(cfg.task)
-    data = open_data(cfg, source, task, tokens=any("tokens" in requirements(entry) for entry in matrix))
+    wanted = wanted_by(matrix, task)
+    source = open_source(cfg, wanted.tables(task))
+    for entry in matrix:
+        _check_requirements(entry, source.provides, task, data_name)
+    data = open_data(cfg, source, task, wanted)
     kind = cfg.experiment.get("kind") if "experiment" in cfg else None
     if is_rank_zero():
         _announce(cfg, data)
@@ -149,40 +146,70 @@ def _analyse(what: str, entry: Entry, run: Path, data: ClinicalData) -> None:
     write_analysis(what, run, model, data)
 
 
-def open_data(cfg: DictConfig, source: Source, task: Task, *, tokens: bool = False) -> ClinicalData:
-    """The samples of a task, and `tokens`: whole records as sequences; built where they are not in the cache."""
-    settings = {"split": plain(cfg.split), "visits": plain(cfg.visits), "tokens": plain(cfg.tokens) if tokens else None}
-    return prepare(source, task, Path(cfg.paths.cache), **settings, simulated=source.simulated)
+def open_data(cfg: DictConfig, source: Source, task: Task, wanted: Wanted) -> ClinicalData:
+    """The samples of a task with all that is `wanted` of them; built where it is not in the cache."""
+    return prepare(
+        source,
+        task,
+        Path(cfg.paths.cache),
+        split=plain(cfg.split),
+        visits=plain(cfg.visits),
+        simulated=source.simulated,
+        wanted=wanted,
+        tokens=plain(cfg.tokens),
+        modalities={name: plain(cfg[name]) for name in MODAL},
+        labelled=plain(cfg.labels),
+    )
 
 
-def open_source(cfg: DictConfig) -> Source:
-    """The data source; without a root, raw tables are simulated first, in the same layout."""
+def open_source(cfg: DictConfig, tables: Sequence[str]) -> Source:
+    """The data source; without a root, raw tables are simulated first, in the same layout.
+
+    tables  optional tables: those are read, and simulated, where the config leaves it open
+    """
+    tables = [table for table in tables if table in cfg.data.get("can_read", ())]
     root = cfg.data.root
     if root is None:
         settings = {k: v for k, v in plain(cfg.data.simulation).items() if k != "_partial_"}
+        if "modalities" in settings and settings["modalities"] is None:
+            settings["modalities"] = simulated_for(tables, plain(cfg.data.can_simulate))
         key = content_hash({**settings, "specification": [SPECIFICATION, sequences.SPECIFICATION]})[:16]
         folder = Path(cfg.paths.cache) / "simulated" / f"{cfg.data.name}-{key}"
-        write = instantiate(cfg.data.simulation)
-        root = build_once(folder, write)
+        root = build_once(folder, instantiate({**settings, "_partial_": True}))
     elif not Path(root).is_dir():
         raise InputError(f"data.root={root}: expected a folder of raw tables, found none there. Check the path.")
-    source: Source = instantiate(cfg.data.source)(Path(root))
+    left_open = "tables" in cfg.data.source and cfg.data.source.tables is None
+    open_tables = instantiate(cfg.data.source)
+    source: Source = open_tables(Path(root), tables=tables) if left_open else open_tables(Path(root))
     return source
 
 
-def requirements(entry: Entry) -> frozenset[str]:
-    """Batch fields that the entry's model reads."""
+def requirements(entry: Entry, task: Task) -> tuple[frozenset[str], frozenset[str]]:
+    """Batch fields that the entry's model reads of labelled samples, and of views without labels."""
     model: type[Model] = get_class(entry.cfg.model._target_)
-    return model.requires
+    return model.needs(task.unit, plain(entry.cfg.model))
 
 
-def _check_requirements(entry: Entry, provides: frozenset[str], data_name: str) -> None:
-    requires = requirements(entry)
-    if missing := requires - provides:
+def wanted_by(matrix: Sequence[Entry], task: Task) -> Wanted:
+    """What the models of `matrix` read together."""
+    needs = [requirements(entry, task) for entry in matrix]
+    return Wanted(frozenset().union(*(of for of, _ in needs)), frozenset().union(*(of for _, of in needs)))
+
+
+def _check_requirements(entry: Entry, provides: frozenset[str], task: Task, data_name: str) -> None:
+    # Records as sequences of tokens can be had from whatever has visits.
+    provides |= {"tokens"} if "visits" in provides else set()
+    requires, pretrains_on = requirements(entry, task)
+    if missing := (requires | pretrains_on) - provides:
         raise InputError(
-            f"model '{entry.model}' needs {_braces(requires)}, of which data '{data_name}' does not provide "
-            f"{_braces(missing)} (it provides {_braces(provides)}). Choose a model that needs less, other data, "
-            "or more tables (data.source.tables)."
+            f"model '{entry.model}' needs {_braces(requires | pretrains_on)}, of which data '{data_name}' does not "
+            f"provide {_braces(missing)} (it provides {_braces(provides)}). Choose a model that needs less, other "
+            "data, or more tables (data.source.tables)."
+        )
+    if hidden := requires - task.inputs:
+        raise InputError(
+            f"model '{entry.model}' reads {_braces(requires)}, of which a sample of task '{task.name}' has no "
+            f"{_braces(hidden)} (it may have {_braces(task.inputs)}). Choose a model that needs less, or another task."
         )
 
 
@@ -204,8 +231,11 @@ def identity(entry: Entry, seed: int, data: ClinicalData) -> dict[str, Any]:
     """What determines a run's numbers; paths, loggers and hardware (but for its precision) do not."""
     cfg = entry.cfg
     kept = {name: plain(cfg[name]) for name in ("model", "training", "task", "visits", "split", "bootstrap")}
-    if "tokens" in requirements(entry):
-        kept |= {name: plain(cfg[name]) for name in ("tokens", "completion")} | {"records": data.records}
+    model: type[Model] = get_class(cfg.model._target_)
+    if "tokens" in model.requires:
+        kept |= {name: plain(cfg[name]) for name in ("tokens", "completion")}
+    if data.records is not None:
+        kept["records"] = data.records
     return {**kept, "data": data.fingerprint, "precision": str(cfg.trainer.precision), "seed": seed}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,11 +13,14 @@ from typing import Any
 import polars as pl
 
 from ehrlab.data.cache import build_once, content_key
+from ehrlab.data.clinical import ClinicalData
 from ehrlab.data.cohorts.admissions import InHospitalMortality, Readmission
+from ehrlab.data.cohorts.conditions import Conditions
 from ehrlab.data.cohorts.first_diagnosis import FirstDiagnosis
+from ehrlab.data.cohorts.stays import DeathInHospital, OnsetInStay
 from ehrlab.data.cohorts.task import Task
 from ehrlab.data.meds import SPLITS
-from ehrlab.data.prepare import KEY_DIGITS, ClinicalData
+from ehrlab.data.prepare import KEY_DIGITS
 from ehrlab.data.sources.ids import hash_ids
 from ehrlab.data.sources.mimic_common import Mimic
 from ehrlab.data.sources.source import SIMULATION_MARK, Source
@@ -36,15 +39,29 @@ _KINDS: dict[type[Task], str] = {
     FirstDiagnosis: "first_diagnosis",
     InHospitalMortality: "in_hospital_mortality",
     Readmission: "readmission",
+    OnsetInStay: "stay_onset",
+    DeathInHospital: "stay_death",
+    Conditions: "conditions",
 }
+_GIVES = {
+    "visits": ("codes", "time"),
+    "stays": ("charts",),
+    "labs": ("labs",),
+    "notes": ("notes",),
+    "text": ("labs", "notes"),
+    "demographics": (),
+}
+"""What a Batch field tells of what the oracle knows. Every set knows the demographics."""
+_ORDER = ("codes", "time", "charts", "labs", "notes")
 
 
 @dataclass(frozen=True)
 class ExactRisks:
-    """The oracle of a simulated cohort, or why there is none."""
+    """The oracle of a simulated cohort, or why there is none; and what its samples' text tells."""
 
     table: Oracle | None
     reason: str | None = None
+    text: tuple[str, ...] = _GIVES["text"]
 
     def judge(
         self, predictions: pl.DataFrame, requires: frozenset[str], *, num_bootstrap: int, seed: int
@@ -53,7 +70,7 @@ class ExactRisks:
         rows of these test samples."""
         if self.table is None:
             return {"reason": self.reason}, None
-        reference = reference_set(requires)
+        reference = reference_set(requires, self.text)
         if reference not in self.table.sets:
             given = ", ".join(sorted(requires))
             return {"reason": f"the oracle knows no risk given {given}; it knows {', '.join(self.table.sets)}"}, None
@@ -62,17 +79,20 @@ class ExactRisks:
         return entry, self.table.rows_of(test.keys)
 
 
-def reference_set(requires: frozenset[str]) -> str | None:
+def reference_set(requires: frozenset[str], text: Sequence[str] = _GIVES["text"]) -> str | None:
     """The information set that holds what a model with these requirements is given; None where no set does.
 
-    Visits carry their times, and every set knows the demographics.
+    text  what the field of this name tells: it may hold notes, laboratory tests in words, or both
 
     >>> reference_set(frozenset({"visits"})), reference_set(frozenset({"notes", "visits", "labs", "demographics"}))
     ('codes+time', 'codes+time+labs+notes')
+    >>> reference_set(frozenset({"text"}), text=["notes"]), reference_set(frozenset({"stays", "demographics"}))
+    ('notes', 'charts')
     """
-    if requires - {"visits", "demographics", "labs", "notes"}:
+    if requires - set(_GIVES):
         return None
-    return "+".join(["codes", "time", *(name for name in ("labs", "notes") if name in requires)])
+    told = {name for field in requires for name in (text if field == "text" else _GIVES[field])}
+    return "+".join(name for name in _ORDER if name in told) or None
 
 
 def exact_risks(source: Source, task: Task, data: ClinicalData, cache_dir: Path) -> ExactRisks:
@@ -98,7 +118,10 @@ def exact_risks(source: Source, task: Task, data: ClinicalData, cache_dir: Path)
         with _heard("ehrlab.simulation") as messages:
             known = oracle.write_oracle(source.root, question, samples, out / _TABLE, subject_ids=subject_ids)
         if known:
-            Oracle.read(out / _TABLE).rows_of(samples)  # now, not after hours of training
+            keys = samples.select("subject_id", "prediction_time")
+            if task.labels:
+                keys = keys.join(pl.DataFrame({"label": task.labels}), how="cross")
+            Oracle.read(out / _TABLE).rows_of(keys)  # now, not after hours of training
         else:
             reason = messages[-1] if messages else "the simulator does not know the exact risk of this question"
             (out / _REASON).write_text(json.dumps({"reason": reason}), encoding="utf-8")
@@ -106,7 +129,16 @@ def exact_risks(source: Source, task: Task, data: ClinicalData, cache_dir: Path)
     folder = build_once(cache_dir / "oracles" / f"{task.name}-{key[:KEY_DIGITS]}", build)
     if (folder / _REASON).exists():
         return ExactRisks(None, str(json.loads((folder / _REASON).read_text(encoding="utf-8"))["reason"]))
-    return ExactRisks(Oracle.read(folder / _TABLE))
+    return ExactRisks(Oracle.read(folder / _TABLE), text=_text_tells(data))
+
+
+def _text_tells(data: ClinicalData) -> tuple[str, ...]:
+    """Which of notes and laboratory tests the text of the samples is made of; both where there is no text."""
+    for one in data.selected.get("samples", {}).get(SPLITS[0], ()):
+        if one.modality.name == "text":
+            settings = asdict(one.modality)  # type: ignore[call-overload]
+            return tuple(name for name, setting in (("labs", "labtext"), ("notes", "notes")) if settings[setting])
+    return _GIVES["text"]
 
 
 def _subject_ids(source: Source) -> Callable[[pl.Series], pl.Series] | None:

@@ -13,7 +13,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.console import Console
 
-from ehrlab.data.prepare import ClinicalData
+from ehrlab.data.clinical import ClinicalData
 from ehrlab.report.collect import comparison_table
 from ehrlab.report.experiment import write_experiment
 from ehrlab.report.page import write_report

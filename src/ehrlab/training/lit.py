@@ -26,7 +26,7 @@ from torchmetrics.classification import (
 
 from ehrlab.core.batch import Batch
 from ehrlab.core.model import Model, Phase
-from ehrlab.data.prepare import ClinicalData
+from ehrlab.data.clinical import ClinicalData
 from ehrlab.training.recipe import Recipe
 
 

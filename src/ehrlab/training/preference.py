@@ -40,7 +40,7 @@ from ehrlab.core.errors import InputError
 from ehrlab.core.files import write_whole
 from ehrlab.core.model import LossDict, Model, PreferencePhase
 from ehrlab.core.spec import TokenSpec
-from ehrlab.data.prepare import ClinicalData
+from ehrlab.data.clinical import ClinicalData
 from ehrlab.data.sampler import BucketedBatches
 from ehrlab.training.lit import derived_seed
 from ehrlab.training.pairs import FIELDS, Pairs, Sequences, preference_pairs

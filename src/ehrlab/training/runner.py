@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from ehrlab.core.errors import InputError
 from ehrlab.core.files import replacing, write_whole
 from ehrlab.core.model import AnyPhase, EstimatorPhase, Model, Phase, PreferencePhase
-from ehrlab.data.prepare import ClinicalData
+from ehrlab.data.clinical import ClinicalData
 from ehrlab.training.lit import LitPhase, derived_seed
 from ehrlab.training.recipe import Recipe
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -30,6 +30,7 @@ class CohortSummary:
     unique_codes        distinct codes, unknown ones included
     samples_per_split   split -> (positive, negative)
     dropped             candidates that are no samples, by reason
+    positives_per_label  where a task has several labels; a positive case then has at least one of them
     """
 
     task: str
@@ -43,6 +44,7 @@ class CohortSummary:
     samples_per_split: Mapping[str, tuple[int, int]]
     dropped: Mapping[str, int]
     simulated: bool
+    positives_per_label: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def num_samples(self) -> int:
@@ -76,10 +78,13 @@ class CohortSummary:
         head = "SIMULATED cohort" if self.simulated else "this cohort"
         lines = [f"{data_name} / {task}", f"{'':<20}{head:>18}" + (f"{'paper, Table 1':>18}" if published else "")]
         for i, (name, ours, style) in enumerate(rows):
+            if i > 1 and not self.visits_per_patient:
+                break  # the samples of this task are no visits
             lines.append(f"{name:<20}{ours:>18}" + (f"{style.format(published[i]):>18}" if published else ""))
         lines.append(f"{'subjects':<20}{self.subjects:>18,}")
         for split, (positive, negative) in self.samples_per_split.items():
             samples = f"{positive:,} / {negative:,}"
             lines.append(f"{split + ' +/-':<20}{samples:>18}")
+        lines += [f"{name:<20}{count:>18,}" for name, count in self.positives_per_label.items()]
         lines += [f"dropped: {reason}: {count:,}" for reason, count in self.dropped.items() if count]
         return "\n".join(lines)

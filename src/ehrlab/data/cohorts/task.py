@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from ehrlab.core.batch import MODALITIES
 from ehrlab.core.errors import InputError
 from ehrlab.data.cache import content_key
 from ehrlab.data.meds import SPLITS, MedsDataset
@@ -31,6 +32,11 @@ SAMPLE_SCHEMA = pl.Schema(
 A null history_start means from the beginning of the record.
 """
 
+VALUES = "boolean_values"
+"""In place of boolean_value where a task has several labels: a list of a value each, in the order of Task.labels."""
+
+ALL_INPUTS = frozenset(MODALITIES)
+
 OLDEST = 90
 """Ages above are one age: MIMIC-III shifts them to 300 years, MIMIC-IV and TriNetX top-code them."""
 
@@ -39,7 +45,7 @@ UNKNOWN = "UNKNOWN"
 
 @dataclass(frozen=True)
 class Cohort:
-    """Samples (SAMPLE_SCHEMA, sorted by subject and time) and how many candidates were dropped, by reason."""
+    """Samples (see `finish`) sorted by subject and time, and how many candidates were dropped, by reason."""
 
     samples: pl.DataFrame
     dropped: Mapping[str, int]
@@ -47,9 +53,23 @@ class Cohort:
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """A prediction task. Its fields are the settings in conf/task."""
+    """A prediction task. Its fields are the settings in conf/task.
+
+    unit    what a sample is: "patient", "admission" or "stay"
+    inputs  Batch fields that its samples may hold: not those that are empty by its rules, or that hold the label
+    tables  optional raw tables that it needs to find labels, where a source has tables (data.source.tables)
+    """
+
+    unit: ClassVar[str] = "patient"
+    inputs: ClassVar[frozenset[str]] = ALL_INPUTS
+    tables: ClassVar[frozenset[str]] = frozenset()
 
     name: str
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the labels, where there are several."""
+        return ()
 
     @abstractmethod
     def cohort(self, meds: MedsDataset) -> Cohort:
@@ -68,13 +88,19 @@ def as_strings(value: Iterable[Any], setting: str) -> tuple[str, ...]:
 
 
 def finish(samples: pl.DataFrame, dropped: Mapping[str, int]) -> Cohort:
-    """A Cohort of `samples`, whose history_start may be missing; the order is that of subject and time."""
+    """A Cohort of `samples`, whose history_start may be missing; the order is that of subject and time.
+
+    The samples have a column boolean_value, or boolean_values (VALUES) for a task with several labels.
+    """
     if "history_start" not in samples.columns:
         samples = samples.with_columns(history_start=None)
-    samples = samples.select(pl.col(name).cast(dtype) for name, dtype in SAMPLE_SCHEMA.items())
-    return Cohort(
-        samples.sort("subject_id", "prediction_time", "boolean_value"), {k: int(v) for k, v in dropped.items()}
-    )
+    several = VALUES in samples.columns
+    schema = {(VALUES if several and name == "boolean_value" else name): dtype for name, dtype in SAMPLE_SCHEMA.items()}
+    if several:
+        schema[VALUES] = pl.List(pl.Boolean())
+    samples = samples.select(pl.col(name).cast(dtype) for name, dtype in schema.items())
+    order = ["subject_id", "prediction_time", *(() if several else ("boolean_value",))]
+    return Cohort(samples.sort(order), {k: int(v) for k, v in dropped.items()})
 
 
 def visit_keys(by: str = "visit") -> tuple[pl.Expr, pl.Expr]:
@@ -96,7 +122,7 @@ def scrambled(ids: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
 
 
 def check_classes(name: str, counts: Mapping[str, tuple[int, int]], dropped: Mapping[str, int]) -> None:
-    """InputError unless every split holds both classes. `counts`: split -> (positives, negatives)."""
+    """InputError unless every split holds both classes. `counts`: split -> (positives, negatives) of one label."""
     if all(counts.get(split, (0, 0))[0] and counts.get(split, (0, 0))[1] for split in SPLITS):
         return
     found = ", ".join("{} {}/{}".format(split, *counts.get(split, (0, 0))) for split in SPLITS)

@@ -25,7 +25,7 @@ VISIT_COLUMNS = ("visit_id", "hadm_id", "encounter_id", "visit_occurrence_id")
 ROWS = 1_000_000
 
 # Kinds of which at least one code must occur for a modality to be there.
-_NEEDS = {"visits": ("diagnosis", "procedure", "drug"), "labs": ("lab",), "notes": ("note",)}
+_NEEDS = {"visits": ("diagnosis", "procedure", "drug"), "labs": ("lab",), "notes": ("note",), "text": ("note",)}
 
 
 class MedsFolder(Source):
@@ -170,6 +170,8 @@ class MedsFolder(Source):
         provides = {"demographics"} | {field for field, kinds in _NEEDS.items() if any(map(occurs, kinds))}
         if occurs("icu_admission") and (occurs("vital") or occurs("lab")):
             provides.add("stays")
+        if all(map(occurs, ("diagnosis", "drug", "admission", "discharge"))):
+            provides.add("codes")
         return frozenset(provides)
 
     @cached_property

@@ -6,8 +6,8 @@ from typing import ClassVar
 
 import polars as pl
 
-from ehrlab.data.sources.mimic_common import ADMITTED, MEASURED, STAYED, Layout, Mimic
-from ehrlab.data.sources.raw import Event, Events, day_end
+from ehrlab.data.sources.mimic_common import ADMITTED, DONE, GIVEN, MEASURED, STAYED, Layout, Mimic
+from ehrlab.data.sources.raw import Event, Events, Folder, RawTable, day_end
 from ehrlab.data.sources.source import EventTable
 
 OLDEST = 120
@@ -30,6 +30,9 @@ class Mimic3(Mimic):
         "labs": Layout(("labevents",), MEASURED),
         "icu_stays": Layout(("icustays",), STAYED),
         "vitals": Layout(("chartevents",), {**MEASURED, "error": False}),
+        # Two charting systems, two tables: MetaVision has a start and an end, CareVue a time.
+        "inputs": Layout(("inputevents_mv", "inputevents_cv"), {**GIVEN, "starttime": False, "charttime": False}),
+        "icu_procedures": Layout(("procedureevents_mv",), DONE),
         "notes": Layout(
             ("noteevents",),
             {
@@ -65,8 +68,16 @@ class Mimic3(Mimic):
         # ERROR = 1: the caregiver struck the value out. Only one of the two charting systems has the flag.
         return self._measured("vitals", "VITAL", keep=pl.col("error").fill_null("0") != "1")
 
+    def inputs(self) -> EventTable:
+        return self._given("starttime", "charttime")
+
     def notes(self) -> EventTable:
         return notes(Events(self.raw["notes"]))
+
+    def _open(self, folder: Folder, name: str) -> RawTable:
+        layout = self.layouts[name]
+        files = [path for table in layout.names for path in folder.find((table,))] if name == "inputs" else []
+        return RawTable(name, files, layout.columns) if files else super()._open(folder, name)
 
 
 def notes(events: Events) -> EventTable:

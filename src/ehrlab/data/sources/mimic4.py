@@ -7,8 +7,8 @@ from typing import ClassVar
 import polars as pl
 
 from ehrlab.core.errors import InputError
-from ehrlab.data.sources.mimic_common import ADMITTED, MEASURED, STAYED, Layout, Mimic
-from ehrlab.data.sources.raw import Event, Events, Folder, RawTable
+from ehrlab.data.sources.mimic_common import ADMITTED, DONE, GIVEN, MEASURED, STAYED, Layout, Mimic
+from ehrlab.data.sources.raw import Event, Events, Folder, RawTable, day_end
 from ehrlab.data.sources.source import EventTable
 
 _NOTE = {"subject_id": True, "hadm_id": True, "note_type": True, "charttime": True, "text": True}
@@ -50,6 +50,8 @@ class Mimic4(Mimic):
         "labs": Layout(("labevents",), MEASURED, "hosp"),
         "icu_stays": Layout(("icustays",), STAYED, "icu"),
         "vitals": Layout(("chartevents",), MEASURED, "icu"),
+        "inputs": Layout(("inputevents",), {**GIVEN, "starttime": True}, "icu"),
+        "icu_procedures": Layout(("procedureevents",), DONE, "icu"),
         "notes": Layout(_NOTE_FILES, _NOTE, "note"),
     }
 
@@ -72,10 +74,15 @@ class Mimic4(Mimic):
     def vitals(self) -> EventTable:
         return self._measured("vitals", "VITAL")
 
+    def inputs(self) -> EventTable:
+        return self._given("starttime")
+
     def notes(self) -> EventTable:
+        """Discharge summaries have a date and no time, written as midnight: they close the day."""
         events = Events(self.raw["notes"])
         subject, visit = events.integer("subject_id"), events.integer("hadm_id", missing=None)
-        time = events.time("charttime", missing=1.0)
+        charted = events.time("charttime", missing=1.0)
+        time = pl.when(charted == charted.dt.truncate("1d")).then(day_end(charted)).otherwise(charted)
         events.refuse(pl.col("text").is_null(), "no text", 1.0)
         code = pl.lit("NOTE//") + events.label("note_type").replace(_NOTE_TYPES)
         return events.make("notes", subject, Event(code, time, text_value=pl.col("text")), visit_id=visit)

@@ -4,6 +4,8 @@ Choices that hold for both (argued in docs/data.md):
 * A billing code (diagnosis, procedure) happens at its admission's discharge, when it was coded; never before.
 * Where only a day is known (death in the state's records, a note's date), the event closes that day.
 * A stay that ends before it begins ends when it begins.
+* What was given or done in intensive care happens when it begins, with the rate of then. How long it lasted is not
+  known at that time, so it is no event.
 """
 
 from __future__ import annotations
@@ -23,15 +25,17 @@ from ehrlab.data.sources.raw import RARE, Event, Events, Folder, RawTable, day_e
 from ehrlab.data.sources.source import DEFAULT_TABLES, EventTable, Source, check_tables, modalities
 
 ALWAYS = ("patients", "admissions")
-OPTIONAL = ("diagnoses", "procedures", "drugs", "labs", "icu_stays", "vitals", "notes")
+OPTIONAL = ("diagnoses", "procedures", "drugs", "labs", "icu_stays", "vitals", "inputs", "icu_procedures", "notes")
 
 _ITEM = {"itemid": True, "label": True}
 _TITLE = {"icd9_code": False, "icd_code": False, "icd_version": False, "long_title": True}
 
-_ITEMS = {"lab_items": "LAB//", "chart_items": "VITAL//"}
+_ITEMS = {"lab_items": ("LAB//",), "chart_items": ("VITAL//", "INPUT//", "ICU_PROCEDURE//")}
 _BILLED = {"diagnosis_names": "DIAGNOSIS", "procedure_names": "PROCEDURE"}
 
 _NO_RACE = r"^(UNKNOWN|UNK$|UNABLE TO OBTAIN|PATIENT DECLINED|DECLINED)"
+# "Rewritten": another row replaced this one; what it says was not given (MIMIC's documentation of INPUTEVENTS_MV).
+_STANDS = pl.col("statusdescription").fill_null("") != "Rewritten"
 _DIED = ("DEAD/EXPIRED", "DIED", "EXPIRED")
 
 
@@ -64,6 +68,17 @@ MEASURED = {
     "valuenum": True,
     "valueuom": True,
 }
+GIVEN = {
+    "subject_id": True,
+    "hadm_id": True,
+    "itemid": True,
+    "amount": True,
+    "amountuom": True,
+    "rate": True,
+    "rateuom": True,
+    "statusdescription": False,
+}
+DONE = {"subject_id": True, "hadm_id": True, "itemid": True, "starttime": True, "statusdescription": False}
 STAYED = {
     "subject_id": True,
     "hadm_id": True,
@@ -118,6 +133,8 @@ class Mimic(Source):
             "labs": self.labs,
             "icu_stays": self.icu_stays,
             "vitals": self.vitals,
+            "inputs": self.inputs,
+            "icu_procedures": self.icu_procedures,
             "notes": self.notes,
         }
         yield self.patients()
@@ -147,6 +164,9 @@ class Mimic(Source):
 
     @abstractmethod
     def vitals(self) -> EventTable: ...
+
+    @abstractmethod
+    def inputs(self) -> EventTable: ...
 
     @abstractmethod
     def notes(self) -> EventTable: ...
@@ -276,13 +296,39 @@ class Mimic(Source):
             visit_id=visit,
         )
 
+    def _given(self, *starts: str) -> EventTable:
+        """Infusions, boluses, feeds; `starts` are the columns of which a row has one that says when it began.
+
+        The number is the rate, else the amount, and the code's unit is its unit.
+        """
+        events = Events(self.raw["inputs"])
+        subject, visit = events.integer("subject_id"), events.integer("hadm_id", missing=None)
+        time = pl.coalesce(events.time(start, missing=None) for start in starts)
+        events.refuse(time.is_null(), f"no {' or '.join(starts)}", RARE)
+        item = pl.col("itemid")
+        events.refuse(item.is_null(), "no itemid", RARE)
+        rate, amount = events.number("rate"), events.number("amount")
+        unit = pl.when(rate.is_not_null()).then("rateuom").otherwise("amountuom")
+        code = pl.concat_str(pl.lit("INPUT//"), item, pl.lit("//"), unit.fill_null("UNK"))
+        event = Event(code, time, pl.coalesce(rate, amount))
+        return events.make("inputs", subject, event, visit_id=visit, keep=_STANDS)
+
+    def icu_procedures(self) -> EventTable:
+        events = Events(self.raw["icu_procedures"])
+        subject, visit = events.integer("subject_id"), events.integer("hadm_id", missing=None)
+        time = events.time("starttime", missing=RARE)
+        item = pl.col("itemid")
+        events.refuse(item.is_null(), "no itemid", RARE)
+        event = Event(pl.lit("ICU_PROCEDURE//") + item, time)
+        return events.make("icu_procedures", subject, event, visit_id=visit, keep=_STANDS)
+
     def code_metadata(self) -> pl.DataFrame:
         """Names from the release's own dictionaries, which know codes that the last CMS lists have dropped."""
         named = [super().code_metadata()]
         for name, table in self._dictionaries.items():
             rows = table.scan()
             if name in _ITEMS:
-                named.append(_names(rows, pl.lit(_ITEMS[name]) + pl.col("itemid"), "label"))
+                named += [_names(rows, pl.lit(prefix) + pl.col("itemid"), "label") for prefix in _ITEMS[name]]
                 continue
             for version in (9, 10):
                 vocabulary = f"{_BILLED[name]}//ICD//{version}"

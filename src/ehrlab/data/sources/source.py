@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -130,13 +130,56 @@ def check_tables(tables: Sequence[str], known: Sequence[str]) -> tuple[str, ...]
     return tuple(name for name in known if name in tables)
 
 
+TABLES_OF: Mapping[str, tuple[str, ...]] = {
+    "stays": ("icu_stays", "vitals", "inputs", "icu_procedures"),
+    "codes": ("diagnoses", "drugs"),
+    "labs": ("labs",),
+    "notes": ("notes",),
+    "text": ("notes", "labs"),  # abnormal labs are told in words
+}
+"""The optional tables that each Batch field beside visits is made of."""
+
+_SIMULATED_AS = {
+    "labs": "labs",
+    "notes": "notes",
+    **dict.fromkeys(("icu_stays", "vitals", "inputs", "icu_procedures"), "charts"),
+}
+
+
+def tables_for(needs: Iterable[str]) -> tuple[str, ...]:
+    """The optional tables that serve `needs`, names of Batch fields or of tables, after DEFAULT_TABLES.
+
+    >>> tables_for({"text", "visits", "icu_stays"})
+    ('diagnoses', 'procedures', 'drugs', 'icu_stays', 'labs', 'notes')
+    """
+    fields = {"visits", "tokens", "demographics"}
+    asked = {table for need in set(needs) - fields for table in TABLES_OF.get(need, (need,))}
+    return (*DEFAULT_TABLES, *sorted(asked - set(DEFAULT_TABLES)))
+
+
+def simulated_for(tables: Iterable[str], known: Sequence[str]) -> list[str]:
+    """The modalities that a simulator has to write so that `tables` are there, of those that it knows.
+
+    >>> simulated_for(["diagnoses", "vitals", "icu_stays", "notes"], ["codes", "labs", "charts"])
+    ['codes', 'charts']
+    """
+    wanted = {"codes", *(_SIMULATED_AS[table] for table in tables if table in _SIMULATED_AS)}
+    return [name for name in known if name in wanted]
+
+
 def modalities(tables: Sequence[str]) -> frozenset[str]:
-    """The Batch fields that the tables can fill. Hourly stays need the stays and what was measured in them."""
+    """The Batch fields that the tables can fill.
+
+    Hourly stays need the stays and what was measured in them; what was given and done there may be added. Sets of
+    codes are of two kinds, diagnoses and drugs.
+    """
     found = {"visits", "demographics"}
+    if "diagnoses" in tables and "drugs" in tables:
+        found.add("codes")
     if "labs" in tables:
         found.add("labs")
     if "icu_stays" in tables and "vitals" in tables:
         found.add("stays")
     if "notes" in tables:
-        found.add("notes")
+        found |= {"notes", "text"}
     return frozenset(found)
