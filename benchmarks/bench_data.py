@@ -20,10 +20,10 @@ from typing import Any
 
 import measuring
 import synthetic_mimic3
+from ehrlab.data.clinical import ClinicalData
 from ehrlab.data.cohorts.admissions import InHospitalMortality, Readmission
 from ehrlab.data.cohorts.task import Task
 from ehrlab.data.meds import MedsDataset, SplitSettings, build
-from ehrlab.data.clinical import ClinicalData
 from ehrlab.data.sources import open_mimic
 from ehrlab.data.tensorize import VisitSettings, tensorize
 

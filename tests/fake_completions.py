@@ -37,9 +37,14 @@ def risk_of(prompt: list[int]) -> float:
     return 0.05 + 0.4 * sum(cause in prompt for cause in CAUSES)
 
 
-def world(num: int = 200, seed: int = 0, knows: bool = True, split: str = "held_out", first: int = 0) -> pl.DataFrame:
-    """Completions by a generator that knows the causes of the target, or knows only how common it is."""
-    rng, model = (np.random.default_rng([seed, first, stream]) for stream in range(2))
+def world(
+    num: int = 200, seed: int = 0, knows: bool = True, split: str = "held_out", first: int = 0, run_seed: int = 0
+) -> pl.DataFrame:
+    """Completions by a generator that knows the causes of the target, or knows only how common it is.
+
+    The records depend on all but `knows` and `run_seed`.
+    """
+    rng, model = (np.random.default_rng([seed, first, stream]) for stream in (0, 1 + run_seed))
     rows = []
     for _ in range(num):
         causes = [cause for cause in CAUSES if rng.random() < 0.4]

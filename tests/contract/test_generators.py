@@ -230,6 +230,48 @@ def test_top_1_is_the_most_probable_and_top_all_is_everything(name: str, trained
     assert codes(temperature=1.0, top_k=TOKENS.num_tokens) == codes(temperature=1.0)
 
 
+def repeat(tokens: Tokens, num: int) -> Tokens:
+    return tokens.map(lambda x: x.repeat_interleave(num, dim=0))
+
+
+@pytest.mark.parametrize("max_new_tokens", [1, 2, 6])
+def test_target_probability_is_how_often_the_target_is_generated(
+    trained: SequenceGenerator, max_new_tokens: int
+) -> None:
+    """5 standard errors of the frequency. Drawn without targets, yet right about them."""
+    num_draws, prompt = 1_500, prompts()
+    found = trained.generate(
+        repeat(prompt, num_draws), max_new_tokens, torch.Generator().manual_seed(0), temperature=1.0
+    )
+    before = repeat(prompt, num_draws).mask.sum(1)
+    holds = [bool({*s[n:]} & {*TOKENS.targets}) for s, n in zip(sequences_of(found), before.tolist())]
+    frequency = torch.tensor(holds).double().unflatten(0, (-1, num_draws)).mean(1)
+    probability = trained.target_probability(prompt, max_new_tokens, 400, torch.Generator().manual_seed(1))
+    assert probability.shape == (len(prompt.ids),)
+    assert probability.max() > 0.05
+    error = (frequency * (1 - frequency)).clamp(min=1e-3).div(num_draws).sqrt()
+    assert bool(((probability - frequency).abs() < 5 * error).all()), (probability, frequency)
+
+
+def test_a_record_that_has_ended_gets_no_target(trained: SequenceGenerator) -> None:
+    whole = tokens_of(random_sequences(visits=(2, 3)))
+    assert trained.target_probability(whole, 9, 3).tolist() == [0, 0]
+
+
+def test_prompts_that_repeat_go_on_as_if_each_were_read(
+    trained: SequenceGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = repeat(prompts(), 3)
+
+    def generated() -> list[list[int]]:
+        return sequences_of(trained.generate(prompt, 9, torch.Generator().manual_seed(0), temperature=1.0))
+
+    found = generated()
+    assert len({tuple(s) for s in found}) > len(prompts().ids)
+    monkeypatch.setattr("ehrlab.nn.generation._read", lambda stepper, prompt: stepper.start(prompt))
+    assert generated() == found
+
+
 def test_a_finished_record_and_no_new_tokens_stay_as_they_are(trained: SequenceGenerator) -> None:
     whole = tokens_of(random_sequences(visits=(2, 3)))
     assert sequences_of(trained.generate(whole, 9)) == sequences_of(whole)

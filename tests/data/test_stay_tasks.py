@@ -191,9 +191,9 @@ def test_impossible_settings_are_refused(changed: dict[str, Any], message: str) 
 
 def test_unknown_kind_and_bad_pattern_are_refused(tmp_path):
     meds = write_meds(tmp_path, stayed(1))
-    with pytest.raises(InputError, match="task.onset: unknown kind 'infusion'"):
+    with pytest.raises(InputError, match=r"task.onset: unknown kind 'infusion'"):
         OnsetInStay("shock", onset={"infusion": [221906]}).cohort(meds)
-    with pytest.raises(InputError, match="task.died"):
+    with pytest.raises(InputError, match=r"task.died"):
         DeathInHospital("death", died=["("])
 
 

@@ -20,6 +20,8 @@ from ehrlab.data.modalities.stays import StayModality, stay_samples, stays
 from meds_folders import Event, at, event, stay, write_meds
 
 HOUR = 1 / 24
+LATE = dict.fromkeys(range(1, 10), 30.0)
+"""Subject -> prediction hour: the end of the admissions of `ward`."""
 SMALL = StayModality(hours=4, num_bins=3, min_frequency=0.0, max_stays=2)
 
 
@@ -124,16 +126,17 @@ def test_data_without_stays_are_refused(tmp_path):
 # ---------------------------------------------------------------------------------------------------------- the hours
 
 
+CODES = ["VITAL//1//bpm={:.1f}", "VITAL//2//UNK={:.0f}", "VITAL//3//UNK=Clear ", "VITAL//3//UNK=coarse"]
+CODES += ["INPUT//4//mg={:.2f}", "ICU_PROCEDURE//5", "LAB//6//mg={:.0f}"]
+
+
 def ward(rng: np.random.Generator, subject: int) -> list[Event]:
     """An admission with two stays of 3 and some 7 hours, charted at random within and around them."""
     visit = 10 * subject
     events = [*admitted(subject, 0, 30, visit), *icu(subject, 1, 4, visit), *icu(subject, 6.5, 13.25, visit)]
     for _ in range(60):
         hour = round(float(rng.uniform(0, 16)), 3)
-        code = rng.choice(
-            ["VITAL//1//bpm={:.1f}", "VITAL//2//UNK={:.0f}", "VITAL//3//UNK=Clear ", "VITAL//3//UNK=coarse"]
-            + ["INPUT//4//mg={:.2f}", "ICU_PROCEDURE//5", "LAB//6//mg={:.0f}"]
-        )
+        code = rng.choice(CODES)
         events.append(
             charted(subject, hour, str(code).format(rng.normal(20, 6)), visit if rng.random() < 0.7 else None)
         )

@@ -132,3 +132,16 @@ def test_two_vocabularies_are_refused():
     other = Sequences.read(pl.DataFrame({"subject_id": [1], "ids": [[13]]}), spec)
     with pytest.raises(InputError, match="different vocabularies"):
         compare(records(REAL), other)
+
+
+def test_prevalences_are_of_codes_that_are_not_one_patients():
+    rows = [[13, 14], [13, 14], [13, 9], [13], [13, 15]]
+    generated = [[14], [14], [14, 9], [14, 9], [14, 9], [9], [9, 15]]
+    first, second = (
+        Sequences.read(pl.DataFrame({"subject_id": range(len(ids)), "ids": ids}), SPEC) for ids in (rows, generated)
+    )
+    real, synthetic, is_target = fidelity.prevalences(first, second, least=4)
+    assert real.tolist() == [1.5 / 6, 5.5 / 6, 2.5 / 6]  # 9, 13, 14
+    assert synthetic.tolist() == [5.5 / 8, 0.5 / 8, 5.5 / 8]
+    assert is_target.tolist() == [True, False, False]
+    assert len(fidelity.prevalences(first, second, least=8)[0]) == 0

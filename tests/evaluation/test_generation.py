@@ -195,15 +195,23 @@ def test_rows_are_compared_on_the_same_subjects():
 
 def test_every_measure_of_a_table_has_an_entry_and_its_resamples():
     completions = pl.concat([world(num=150), world(num=30, split="train", first=5000)])
-    risks = utility.predict(completions, SPEC, utility.Classifier(iterations=5, num_threads=1))
+    risks = utility.predict(completions, SPEC, utility.Classifier(num_trees=5, num_threads=1))
     result = evaluate(completions, utility_predictions=risks)
-    names = list(generation.GENERATOR_METRICS)
-    row = generation.resample_row({3: completions}, SPEC, names, utility_predictions={3: risks}, num_bootstrap=60)
-    for name, metric in generation.GENERATOR_METRICS.items():
-        part, key = metric.path
-        entry = result[part][key]
-        interval = row_interval(row, name)
-        assert (interval.value, interval.low, interval.high) == (entry["value"], entry["low"], entry["high"]), name
+    resampled = generation.RESAMPLED
+    row = generation.resample_row({3: completions}, SPEC, resampled, utility_predictions={3: risks}, num_bootstrap=60)
+    paths = {name: ("held_out", name) for name in generation.PRESENCE}
+    paths |= {name: metric.path for name, metric in generation.GENERATOR_METRICS.items()}
+    for name, path in paths.items():
+        entry = result
+        for part in path:
+            entry = entry[part]
+        assert "value" in entry, name
+        if name in resampled:
+            interval = row_interval(row, name)
+            stored = [np.nan if entry[end] is None else entry[end] for end in ("value", "low", "high")]
+            np.testing.assert_equal([interval.value, interval.low, interval.high], stored, err_msg=name)
+    with pytest.raises(ValueError, match="no metrics of generators"):
+        generation.resample_row({3: completions}, SPEC, ["membership_auroc"])
     with pytest.raises(InputError, match="utility of every run"):
         generation.resample_row({3: completions}, SPEC, ["utility_auroc"])
 
@@ -226,7 +234,7 @@ def test_nothing_of_a_patient_is_in_the_result():
     sizes = []
     for num in (40, 90):
         test, train = world(num=num), world(num=30, split="train", first=5000)
-        risks = utility.predict(test, SPEC, utility.Classifier(iterations=2, num_threads=1))
+        risks = utility.predict(test, SPEC, utility.Classifier(num_trees=2, num_threads=1))
         records = train.select("subject_id", ids="generated")
         result = evaluate(pl.concat([test, train]), utility_predictions=risks, synthetic=records, num_bootstrap=10)
         assert str(FIRST_SUBJECT)[:6] not in json.dumps(result)

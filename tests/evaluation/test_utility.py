@@ -13,7 +13,7 @@ from ehrlab.evaluation.comparison import paired_difference
 from ehrlab.evaluation.sequences import Sequences, read_completions
 from fake_completions import FIRST_SUBJECT, SPEC, table, world
 
-FAST = utility.Classifier(iterations=40, num_threads=1)
+FAST = utility.Classifier(num_trees=40, num_threads=1)
 
 
 def auroc(predictions, kind):
@@ -88,10 +88,10 @@ def test_the_classifier_never_sees_a_target():
 
 def test_order_of_rows_changes_nothing_and_the_seed_is_fixed(completions):
     few = completions.head(120)
-    fast = utility.Classifier(iterations=5, num_threads=1)
+    fast = utility.Classifier(num_trees=5, num_threads=1)
     first = utility.predict(few, SPEC, fast)
     assert utility.predict(few.sample(fraction=1, shuffle=True, seed=2), SPEC, fast).equals(first)
-    assert not utility.predict(few, SPEC, utility.Classifier(5, seed=1, num_threads=1)).equals(first)
+    assert not utility.predict(few, SPEC, utility.Classifier(num_trees=5, seed=1, num_threads=1)).equals(first)
 
 
 def test_a_subjects_part_depends_on_nobody_else():
@@ -113,7 +113,7 @@ def test_catboost_leaves_no_files_and_takes_the_threads_that_it_is_given(tmp_pat
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(utility, "CatBoostClassifier", Spy)
-    classifier = utility.Classifier(iterations=2, num_threads=1, seed=7)
+    classifier = utility.Classifier(num_trees=2, num_threads=1, seed=7)
     utility.predict(completions.head(60), SPEC, classifier, trained_on=["real"])
     assert list(Path.cwd().iterdir()) == []
     assert (made[0]["thread_count"], made[0]["random_seed"], made[0]["iterations"]) == (1, 7, 2)

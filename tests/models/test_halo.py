@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ehrlab.core.batch import Tokens
-from ehrlab.models.halo import Halo, _Draws
+from ehrlab.models.halo import FrozenHead, Halo, _Draws
 from sequences import (
     BOS,
     EOS,
@@ -111,9 +111,21 @@ def test_drawing_a_row_equals_the_sweep_over_its_codes(model: Halo) -> None:
     for k in entries:
         probability = model.fine(history, expected).sigmoid()[:, k]
         expected[:, k] = torch.maximum((uniform[:, k] < probability).double(), given[:, k])
-    found = model._sweep(history, given, torch.zeros(40, dtype=torch.bool), _Draws(seed, 1.0, uniform.device))
-    assert torch.equal(found, expected)
+    of_visit, drawn = torch.zeros(40, dtype=torch.bool), torch.arange(40) % 7 > 0
+    found = model._sweep(history, given, of_visit, drawn, _Draws(seed, 1.0, uniform.device), FrozenHead(model.fine))
+    assert torch.equal(found[drawn], expected[drawn])
+    assert torch.equal(found[~drawn], given[~drawn])
     assert 0 < expected.mean() < 1
+
+
+@pytest.mark.parametrize("block", [1, 5, 512])
+def test_a_frozen_head_gives_the_same_logits(model: Halo, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FrozenHead, "BLOCK", block)
+    generator = torch.Generator().manual_seed(0)
+    history = torch.randn(7, 8, generator=generator, dtype=torch.float64)
+    rows = (torch.rand(7, model.row_dim, generator=generator) < 0.3).double()
+    rows[3] = 0
+    torch.testing.assert_close(FrozenHead(model.fine)(history, rows), model.fine(history, rows))
 
 
 def continuation(prompt: Tokens, found: Tokens) -> list[list[int]]:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import polars as pl
 import pytest
 
+from ehrlab.core.errors import InputError
+from ehrlab.data.cohorts.conditions import Conditions
 from ehrlab.data.sources import open_mimic, open_trinetx
 from ehrlab.run import oracle
 from ehrlab.run.oracle import ExactRisks, reference_set
-from ehrlab.simulation import write_trinetx
+from ehrlab.simulation import SPECIFICATION, write_trinetx
 from tiny import model_config, names
 
 TINY = ("model=lstm", "model.embed_dim=6", "model.hidden_dim=5", "trainer=smoke", "data=toy")
@@ -169,6 +174,51 @@ def test_a_model_that_is_given_what_no_set_holds_is_told_so() -> None:
     entry, rows = ExactRisks(oracle.Oracle(samples)).judge(samples, frozenset({"visits"}), num_bootstrap=0, seed=0)
     assert entry == {"reason": "the oracle knows no risk given visits; it knows codes"}
     assert rows is None
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_task_with_several_labels_has_a_risk_for_each(tmp_path, monkeypatch, lost: int) -> None:
+    times = pl.Series([1, 2], dtype=pl.Datetime("us"))
+    samples = pl.DataFrame({"subject_id": [7, 8], "prediction_time": times, "boolean_values": [[True, False]] * 2})
+    task = Conditions("two", conditions={"a": {"icd9": ["401"]}, "b": {"icd9": ["428"]}})
+    text = SimpleNamespace(modality=Text(labtext=False))
+    data = SimpleNamespace(fingerprint="f", samples=lambda split: samples[:0] if split != "train" else samples)
+    data.selected = {"samples": {"train": (text,)}}
+    (tmp_path / "SIMULATED.json").write_text(json.dumps({"specification": SPECIFICATION}))
+
+    def write_oracle(root, question, samples, out, *, subject_ids):
+        assert question["kind"] == "conditions"
+        keys = samples.select("subject_id", "prediction_time").join(pl.DataFrame({"label": ["a", "b"]}), how="cross")
+        keys.with_columns(notes=pl.lit(0.3), latent=pl.lit(0.4))[lost:].write_parquet(out)
+        return True
+
+    monkeypatch.setattr(oracle, "oracle", SimpleNamespace(write_oracle=write_oracle))
+    monkeypatch.setattr(oracle, "_subject_ids", lambda source: pl.Series)
+    ask = partial(oracle.exact_risks, SimpleNamespace(root=tmp_path), task, data, tmp_path / "cache")
+    if lost:
+        with pytest.raises(InputError, match="1 of 4 are missing"):
+            ask()
+        return
+    risks = ask()
+    rows = samples.select("subject_id", "prediction_time").join(pl.DataFrame({"label": ["b", "a"]}), how="cross")
+    predictions = rows.with_columns(
+        boolean_value=pl.Series([False, True, True, False]),
+        predicted_boolean_value=False,
+        predicted_boolean_probability=pl.Series([0.1, 0.2, 0.3, 0.4]),
+    )
+    entry, best = risks.judge(predictions, frozenset({"text"}), num_bootstrap=0, seed=0)
+    assert entry["reference"] == "notes"  # its text holds no laboratory tests
+    assert list(entry["labels"]) == ["a", "b"]
+    assert best["latent"].to_list() == [0.4] * 4
+
+
+@dataclass(frozen=True)
+class Text:
+    """Stands for the settings of data.modalities.text."""
+
+    name: ClassVar[str] = "text"
+    notes: bool = True
+    labtext: bool = True
 
 
 def test_subject_ids_of_the_raw_tables_become_those_of_our_events(tmp_path, toy_tables):

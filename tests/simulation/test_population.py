@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from ehrlab.core.errors import InputError
 from ehrlab.simulation import codes, simulate
 from ehrlab.simulation.network import CONDITIONS, WARM_UP_YEARS, onset_days
 from ehrlab.simulation.population import Shard, simulate_block, simulate_spec
 from ehrlab.simulation.spec import BLOCK_SIZE, PRESETS, SHAPES, population
+
+TASKS = Path(__file__).parents[2] / "conf" / "task"
 
 
 @pytest.fixture(scope="module", params=[("heart_failure", "mimic"), ("amnesia", "trinetx"), ("kidney", "toy")])
@@ -59,6 +63,32 @@ def test_seeds_and_diseases_make_other_patients() -> None:
 
 def test_tasks_on_outcomes_share_one_population() -> None:
     assert population("in_hospital_mortality", "mimic") == population("readmission_30d", "mimic")
+
+
+@pytest.mark.parametrize("path", [*TASKS.glob("*.yaml"), *TASKS.glob("rare_code/*.yaml")], ids=lambda path: path.stem)
+def test_every_task_has_patients_among_whom_its_target_occurs_or_is_told_that_none_has_it(path: Path) -> None:
+    task = yaml.safe_load(path.read_text())
+    if "path" in task:
+        return  # labels that another tool made
+    name, num_simulated = task["name"], 0
+    assert name in PRESETS
+    for shape in SHAPES:
+        try:
+            words = codes.vocabulary(population(name, shape))
+        except InputError:
+            continue
+        num_simulated += 1
+        if path.parent.name == "rare_code":
+            assert {code.replace(".", "") for code in words.codes} & set(task["icd9"])
+    assert num_simulated
+
+
+def test_what_no_patient_has_is_refused_with_a_remedy() -> None:
+    for preset, shape, remedy in (("sickle_cell", "mimic", "data=sequences"), ("shock_48h", "trinetx", "data=mimic")):
+        with pytest.raises(InputError, match=remedy):
+            population(preset, shape)
+    words = codes.vocabulary(population("heart_failure", "mimic"))
+    assert "282.5" not in words.codes
 
 
 def test_every_patient_enters_with_a_visit_and_no_visit_is_without_codes(shards: list[Shard]) -> None:

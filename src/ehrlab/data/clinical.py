@@ -89,7 +89,7 @@ class ClinicalData:
         manifest = _manifest(folders["samples"], "samples")
         cohort = CohortSummary.read(folders["samples"] / shards.COHORT)
         views = {view: _content(_manifest(folder, view)) for view, folder in folders.items() if view != "samples"}
-        stores = {one.modality.name: one for of_split in selected.values() for one in of_split.get(SPLITS[0], ())}
+        stores = _widest(selected)
         mine, theirs = (_stores(selected, [view for view in folders if (view == "samples") == own]) for own in (1, 0))
         own: list[Any] = [_content(manifest)]
         if mine:
@@ -214,6 +214,16 @@ class ClinicalData:
             # Its own: a loader that draws worker seeds from the global generator would shift the model's noise.
             generator=torch.Generator(),
         )
+
+
+def _widest(selected: Mapping[str, Mapping[str, tuple[Selected, ...]]]) -> dict[str, Selected]:
+    """Each modality as the view that holds most of it has it: an admission may have more stays than a sample."""
+    found: dict[str, Selected] = {}
+    for one in (one for of_split in selected.values() for one in of_split.get(SPLITS[0], ())):
+        name, known = one.modality.name, found.get(one.modality.name)
+        if known is None or getattr(one.modality, "max_stays", 0) > getattr(known.modality, "max_stays", 0):
+            found[name] = one
+    return found
 
 
 def _stores(selected: Mapping[str, Mapping[str, tuple[Selected, ...]]], views: Sequence[str]) -> dict[str, list[str]]:

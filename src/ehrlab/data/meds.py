@@ -27,7 +27,7 @@ from ehrlab.data.codes import icd_metadata
 from ehrlab.data.sources.raw import MIB, expanded_size, reading
 from ehrlab.data.sources.source import EVENT_SCHEMA, EventTable, Source
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised whenever the same raw tables give different events, so that caches of older versions are not taken."""
 
 BUCKET_BYTES = 256 * MIB
@@ -302,7 +302,7 @@ def _code_metadata(source: Source, codes: list[str]) -> pl.DataFrame:
     own = source.code_metadata().unique("code", keep="first", maintain_order=True)
     of_item = own.rename({"code": "item", "description": "item_description"})
     return (
-        found.with_columns(item=pl.col("code").str.extract("^((?:LAB|VITAL)//[^/]+)//", 1))
+        found.with_columns(item=pl.col("code").str.extract("^((?:LAB|VITAL|INPUT)//[^/]+)//", 1))
         .join(icd_metadata(found["code"]), on="code", how="left", maintain_order="left")
         .join(own, on="code", how="left", maintain_order="left", suffix="_own")
         .join(of_item, on="item", how="left", maintain_order="left")

@@ -197,7 +197,9 @@ def _select(
     known = admissions(meds)
     stores = {}
     for name, modality in chosen.items():
-        key = content_key(modality.version, meds.fingerprint, asdict(modality), modality.fingerprint())  # type: ignore[call-overload]
+        settings = asdict(modality)  # type: ignore[call-overload]
+        settings.pop("max_stays", None)  # what is selected, not what is stored
+        key = content_key(modality.version, meds.fingerprint, settings, modality.fingerprint())
         stores[name] = build_once(cache_dir / "stores" / f"{name}-{key[:KEY_DIGITS]}", partial(modality.build, meds))
     of_view = {
         "samples": wanted.of_samples,

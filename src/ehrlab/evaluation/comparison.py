@@ -16,6 +16,7 @@ import polars as pl
 from scipy.special import stdtr
 
 from ehrlab.core.errors import InputError
+from ehrlab.evaluation.joint import averaged
 from ehrlab.evaluation.metrics import FloatArray
 from ehrlab.evaluation.resampling import Interval, Predictions, Resampled, percentile_interval
 
@@ -57,7 +58,9 @@ def resample_row(
 ) -> ResampledRow:
     """Resample the test patients of a row's runs (`seed of the run -> predictions`), the same patients for every run.
 
-    Several labels are averaged first. Raises InputError when the runs were not tested on the same samples.
+    metrics  of METRICS, averaged over labels, and of JOINT_METRICS
+
+    Raises InputError when the runs were not tested on the same samples.
     """
     if not predictions:
         raise InputError("a row of the comparison: expected at least one run, found none")
@@ -65,7 +68,7 @@ def resample_row(
     tests = [Predictions.read(predictions[run_seed]) for run_seed in seeds]
     for run_seed, test in zip(seeds[1:], tests[1:]):
         require_same_samples(tests[0].keys, test.keys, f"seed {seeds[0]}", f"seed {run_seed}")
-    runs = [test.macro(test.resample(metrics, num_bootstrap, seed)) for test in tests]
+    runs = [averaged(test, metrics, num_bootstrap, seed) for test in tests]
     return ResampledRow(
         seeds=seeds,
         values={name: np.array([run[name].value for run in runs]) for name in metrics},

@@ -15,7 +15,7 @@ import numpy as np
 from scipy import sparse
 
 from ehrlab.core.errors import InputError
-from ehrlab.evaluation.metrics import FloatArray
+from ehrlab.evaluation.metrics import BoolArray, FloatArray
 from ehrlab.evaluation.resampling import Resampled, percentile_interval
 from ehrlab.evaluation.sequences import IntArray, Sequences, drawn
 
@@ -88,6 +88,18 @@ def compare(
     draws = (drawn(n, size, min(NUM_FLOOR, num_bootstrap), rng, widest) for size, rng in zip((n, m), streams[2:]))
     floors = [itself.measure(w, v) for w, v in zip(*draws)]
     return {name: _entry(name, value[name], [b[name] for b in blocks], [f[name] for f in floors]) for name in MEASURES}
+
+
+def prevalences(real: Sequences, synthetic: Sequences, least: int = 5) -> tuple[FloatArray, FloatArray, BoolArray]:
+    """Of each code: its prevalence (count + 1/2) / (n + 1) in both samples, and whether it is a target.
+
+    Only codes in at least `least` sequences of one of them: no number may stand for a single patient.
+    """
+    spec = real.spec
+    counts = [np.asarray(part.presence.sum(axis=0), dtype=np.float64).ravel() for part in (real, synthetic)]
+    shown = np.flatnonzero(np.maximum(*counts) >= least)
+    ours, theirs = ((count[shown] + 0.5) / (len(part) + 1) for count, part in zip(counts, (real, synthetic)))
+    return ours, theirs, np.isin(shown + spec.first_code, spec.targets)
 
 
 @dataclass(frozen=True)

@@ -51,26 +51,54 @@ _NO_CODES = "no true continuation holds a code"
 
 @dataclass(frozen=True)
 class GeneratorMetric:
-    """A number of a generator as tables name and show it, as `metrics.Metric`; `path` leads to it in metrics.json."""
+    """A number of a generator as tables name and show it, as `metrics.Metric`; `path` leads to it in metrics.json.
+
+    is_resampled  `resample_row` knows it, so that two rows can be compared
+    """
 
     key: str
     label: str
-    path: tuple[str, str]
+    path: tuple[str, ...]
     better: int
     percent: bool = True
+    is_resampled: bool = False
+
+
+def _continuations(key: str, label: str, better: int) -> GeneratorMetric:
+    return GeneratorMetric(key, label, ("fidelity", "continuations", key), better, percent=False)
 
 
 GENERATOR_METRICS: dict[str, GeneratorMetric] = {
     metric.key: metric
     for metric in (
-        GeneratorMetric("rouge1", "ROUGE-1", ("held_out", "rouge1"), better=1),
-        GeneratorMetric("rouge1_train", "ROUGE-1 on training records", ("memorisation", "rouge1_train"), better=0),
-        GeneratorMetric("rouge1_gap", "ROUGE-1, training minus held out", ("memorisation", "rouge1_gap"), better=-1),
-        GeneratorMetric("utility_auroc", "Utility AUROC", ("utility", "auroc"), better=1),
-        GeneratorMetric("utility_pr_auc", "Utility PR-AUC", ("utility", "pr_auc"), better=1),
-        GeneratorMetric("augmentation_auroc", "Augmentation AUROC", ("augmentation", "auroc"), better=1),
-        GeneratorMetric("augmentation_pr_auc", "Augmentation PR-AUC", ("augmentation", "pr_auc"), better=1),
-        GeneratorMetric("real_auroc", "AUROC of real records", ("utility", "real_auroc"), better=0),
+        GeneratorMetric("rouge1", "ROUGE-1", ("held_out", "rouge1"), 1, is_resampled=True),
+        GeneratorMetric(
+            "rouge1_train", "ROUGE-1 on training records", ("memorisation", "rouge1_train"), 0, is_resampled=True
+        ),
+        GeneratorMetric(
+            "rouge1_gap", "ROUGE-1, training minus held out", ("memorisation", "rouge1_gap"), -1, is_resampled=True
+        ),
+        GeneratorMetric("utility_auroc", "Utility AUROC", ("utility", "auroc"), 1, is_resampled=True),
+        GeneratorMetric("utility_pr_auc", "Utility PR-AUC", ("utility", "pr_auc"), 1, is_resampled=True),
+        GeneratorMetric("augmentation_auroc", "Augmentation AUROC", ("augmentation", "auroc"), 1, is_resampled=True),
+        GeneratorMetric("augmentation_pr_auc", "Augmentation PR-AUC", ("augmentation", "pr_auc"), 1, is_resampled=True),
+        GeneratorMetric("real_auroc", "AUROC of real records", ("utility", "real_auroc"), 0, is_resampled=True),
+        GeneratorMetric("real_pr_auc", "PR-AUC of real records", ("utility", "real_pr_auc"), 0, is_resampled=True),
+        GeneratorMetric("prompt_auroc", "AUROC of prompts", ("utility", "prompt_auroc"), 0, is_resampled=True),
+        GeneratorMetric("auroc_gain", "Augmentation minus real, AUROC", ("augmentation", "auroc_gain"), 1),
+        GeneratorMetric("onset_precision", "Precision, new targets", ("onset", "precision"), 1),
+        GeneratorMetric("onset_recall", "Recall, new targets", ("onset", "recall"), 1),
+        GeneratorMetric("onset_f1", "F1, new targets", ("onset", "f1"), 1),
+        GeneratorMetric("rouge1_auroc", "Membership by ROUGE-1, AUROC", ("memorisation", "rouge1_auroc"), 0),
+        GeneratorMetric("membership_auroc", "Membership by distance, AUROC", ("privacy", "membership_auroc"), 0),
+        GeneratorMetric("closer_to_train", "Nearer to a training record", ("privacy", "closer_to_train"), 0),
+        GeneratorMetric("copies_train", "Copies of training records", ("privacy", "copies_train"), 0),
+        _continuations("target_prevalence_ratio", "Target, generated / real", 0),
+        _continuations("prevalence_log_pearson", "Prevalences, r of logs", 1),
+        _continuations("cooccurrence_pearson", "Pairs of codes, r", 1),
+        _continuations("correlation_difference", "Correlations, difference", -1),
+        _continuations("codes_per_visit", "Codes per visit, distance", -1),
+        _continuations("sequence_length", "Tokens, distance", -1),
     )
 }
 """What a table can show of a generator beside the metrics of a risk (`metrics.METRICS`), whose keys mean the same."""
@@ -82,7 +110,13 @@ _UTILITY = {
     "augmentation_auroc": (utility.AUGMENTED, "auroc"),
     "augmentation_pr_auc": (utility.AUGMENTED, "pr_auc"),
     "real_auroc": (utility.REAL, "auroc"),
+    "real_pr_auc": (utility.REAL, "pr_auc"),
+    "prompt_auroc": (utility.PROMPT, "auroc"),
 }
+
+
+RESAMPLED = (*PRESENCE, *(name for name, metric in GENERATOR_METRICS.items() if metric.is_resampled))
+"""What `resample_row` knows."""
 
 
 def evaluate(
@@ -161,13 +195,13 @@ def resample_row(
 ) -> ResampledRow:
     """A row's runs (`seed of the run -> completions`) on the same resampled subjects, for `paired_difference`.
 
-    As `comparison.resample_row` is for risks. `metrics`: precision, recall, f1 and those of GENERATOR_METRICS, NaN
-    where one is undefined; those of utility need `utility_predictions` of the same seeds. Raises InputError when the
-    runs did not continue the same records.
+    As `comparison.resample_row` is for risks. `metrics`: precision, recall, f1 and those of GENERATOR_METRICS that are
+    resampled, NaN where one is undefined; those of utility need `utility_predictions` of the same seeds. Raises
+    InputError when the runs did not continue the same records.
     """
     if not completions:
         raise InputError("a row of the comparison: expected at least one run, found none")
-    if strangers := sorted({*metrics} - {*PRESENCE, *GENERATOR_METRICS}):
+    if strangers := sorted({*metrics} - {*RESAMPLED}):
         raise ValueError(f"no metrics of generators: {strangers}")
     seeds = tuple(sorted(completions))
     runs: list[dict[str, Resampled]] = []

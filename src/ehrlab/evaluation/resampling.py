@@ -137,6 +137,15 @@ class Predictions:
                 column.append(np.divide(weights @ number, total, out=np.full(len(total), np.nan), where=total > 0))
         return [Resampled(float(number.mean()), np.concatenate(column)) for number, column in zip(values, blocks)]
 
+    def resample_sums(self, numbers: FloatArray, num_bootstrap: int, seed: int) -> tuple[FloatArray, FloatArray]:
+        """Sums over subjects of `numbers`, `[num_subjects, M]` in the order of subject_id: `[M]`, and `[R, M]` of
+        resamples.
+
+        The same seed draws the same subjects as `resample` does.
+        """
+        blocks = [counts @ numbers for counts in self._subject_counts(num_bootstrap, seed)]
+        return numbers.sum(axis=0), np.concatenate([np.empty((0, numbers.shape[1])), *blocks])
+
     def macro(self, per_label: list[dict[str, Resampled]]) -> dict[str, Resampled]:
         """Mean over the labels on which the metric is defined; with one score set, that set's numbers.
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from ehrlab.evaluation.joint import joint
 from ehrlab.evaluation.metrics import METRICS, undefined_reason
 from ehrlab.evaluation.resampling import Predictions, Resampled, percentile_interval
 
@@ -16,8 +17,8 @@ def evaluate(predictions: pl.DataFrame | Path | str, *, num_bootstrap: int = 100
 
     {"held_out": {metric: {"value", "low", "high"}}, "num_samples", "num_subjects", "num_positive"}; the three numbers
     are floats or None, and "reason" is there whenever one is None. With a column `label`, "held_out" is the mean over
-    labels and "labels" holds the same per label, each with its own counts; `num_positive` then counts positive
-    (sample, label)s. Raises InputError for a table that is not a predictions table.
+    labels, with JOINT_METRICS, and "labels" holds the same per label, each with its own counts; `num_positive` then
+    counts positive (sample, label)s. Raises InputError for a table that is not a predictions table.
     """
     test = Predictions.read(predictions)
     per_label = test.resample(list(METRICS), num_bootstrap, seed)
@@ -37,8 +38,10 @@ def evaluate(predictions: pl.DataFrame | Path | str, *, num_bootstrap: int = 100
         }
         for label, part, why, scores, clusters in zip(test.labels, per_label, reasons, test.scores, test.clusters)
     }
+    macro = test.macro(per_label)
     undefined_everywhere = dict.fromkeys(METRICS, "undefined for every label")
-    return {"held_out": written(test.macro(per_label), undefined_everywhere), "labels": of_labels, **counts}
+    together = joint(test, macro, num_bootstrap, seed)
+    return {"held_out": written({**macro, **together}, undefined_everywhere), "labels": of_labels, **counts}
 
 
 def written(numbers: Mapping[str, Resampled], reasons: Mapping[str, str]) -> dict[str, dict[str, Any]]:

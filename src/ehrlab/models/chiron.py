@@ -3,7 +3,7 @@
 The transformer is nn/chiron.py, a Hugging Face model. What the papers leave open: docs/papers/chiron.md.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -13,7 +13,7 @@ from ehrlab.core.batch import Batch, Tokens
 from ehrlab.core.model import LossDict, SequenceGenerator
 from ehrlab.core.spec import DataSpec
 from ehrlab.nn.chiron import IGNORED, ChironForCausalLM, ChironStepper
-from ehrlab.nn.generation import next_token_log_prob, sample
+from ehrlab.nn.generation import next_token_log_prob, sample, target_probability
 
 
 class Chiron(SequenceGenerator):
@@ -22,6 +22,9 @@ class Chiron(SequenceGenerator):
     Ages and places of a prompt are read; those of generated visits come from the heads: an age at least the last one,
     a place that stays through the visit.
     """
+
+    # Of RLTF and SFT, which begin with these weights: they wrap the model and tune it afterwards.
+    ignores: ClassVar[frozenset[str]] = SequenceGenerator.ignores | {"model._target_", "training.phases.tune"}
 
     def __init__(self, spec: DataSpec, size: str = "small", **settings: Any) -> None:
         super().__init__()
@@ -61,3 +64,10 @@ class Chiron(SequenceGenerator):
         stepper = ChironStepper(self.lm, capacity)
         temperature = 1.0 if temperature is None else temperature  # the paper does not say how it decodes
         return sample(stepper, prompt, self.tokens, max_new_tokens, generator, temperature, top_k)
+
+    def target_probability(
+        self, prompt: Tokens, max_new_tokens: int, num_draws: int, generator: torch.Generator | None = None
+    ) -> Float[Tensor, " B"]:
+        """See nn/generation.py."""
+        stepper = ChironStepper(self.lm, prompt.ids.shape[1] + max(max_new_tokens, 0))
+        return target_probability(stepper, prompt, self.tokens, max_new_tokens, num_draws, generator)

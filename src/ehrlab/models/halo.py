@@ -4,6 +4,7 @@ A patient is a list of sets: the order of codes within a visit, ages and places 
 from the paper and the facts of its release (Apache-2.0): docs/papers/halo.md.
 """
 
+import itertools
 from typing import ClassVar
 
 import torch
@@ -16,7 +17,7 @@ from ehrlab.core.errors import InputError
 from ehrlab.core.model import LossDict, SequenceGenerator
 from ehrlab.core.spec import DataSpec, TokenSpec
 from ehrlab.nn.decoder import Block, PreallocatedCache, causal_mask, right_align
-from ehrlab.nn.generation import FIELDS, append, check_sampling, follow, last_element, room_after
+from ehrlab.nn.generation import FIELDS, Copies, append, check_sampling, follow, last_element, repeated, room_after
 
 NUM_SPECIALS = TokenSpec.UNK + 1  # ids without an entry in a row
 
@@ -44,6 +45,31 @@ class FineHead(nn.Module):
         return found[:, self.dim - 1 : -1]  # shifted by one: what reads code k predicts code k + 1
 
 
+class FrozenHead:
+    """A FineHead for generation, which asks it a few times a row and changes no weight: the same logits, faster.
+
+    Masked once; a layer over sets costs what their few codes cost; and half of a triangle is not multiplied.
+    """
+
+    BLOCK = 512
+
+    def __init__(self, head: FineHead) -> None:
+        first, size = head.first.weight.tril(), len(head.second.bias)
+        self.of_history, self.of_codes = first[:, : head.dim], first[:, head.dim :].t().contiguous()
+        self.bias = head.first.bias
+        ends = [*range(head.dim - 1, size - 1, self.BLOCK), size - 1]
+        self.blocks = [
+            (head.second.weight[begin:end, :end].tril(begin), head.second.bias[begin:end])
+            for begin, end in itertools.pairwise(ends)
+        ]
+
+    def __call__(self, history: Float[Tensor, "N D"], row: Float[Tensor, "N W"]) -> Float[Tensor, "N W"]:
+        hidden = F.linear(history, self.of_history, self.bias)
+        patient, code = row.nonzero(as_tuple=True)
+        hidden = hidden.index_add(0, patient, self.of_codes[code]).relu()
+        return torch.cat([F.linear(hidden[:, : w.shape[1]], w, bias) for w, bias in self.blocks], dim=1)
+
+
 class Halo(SequenceGenerator):
     """P(record) = prod over rows t, codes k of P(x_tk | rows before t, x_t1 .. x_t(k-1))
 
@@ -52,7 +78,8 @@ class Halo(SequenceGenerator):
     last, if the record ends there.
     """
 
-    ignores: ClassVar[frozenset[str]] = SequenceGenerator.ignores - {"task"}  # the label
+    # Of the task the label is taken; how RLTF beside it is tuned is of no matter.
+    ignores: ClassVar[frozenset[str]] = (SequenceGenerator.ignores - {"task"}) | {"training.phases.tune"}
 
     def __init__(
         self, spec: DataSpec, embed_dim: int = 128, num_layers: int = 4, num_heads: int = 4, dropout: float = 0.1
@@ -155,15 +182,32 @@ class Halo(SequenceGenerator):
         temperature = 1.0 if temperature is None else temperature
         check_sampling(temperature, top_k)
         room = room_after(prompt, self.tokens, max_new_tokens)
-        draws = _Draws(generator, temperature, room.device)
+        written, first, _ = self._grow(prompt, room, _Draws(generator, temperature, room.device))
+        return self._write(prompt, written, first, room)
 
+    @torch.no_grad()
+    def target_probability(
+        self, prompt: Tokens, max_new_tokens: int, num_draws: int, generator: torch.Generator | None = None
+    ) -> Float[Tensor, " B"]:
+        """As nn/generation.py: visits are drawn without targets, and each is asked how probable one was there."""
+        prompt = repeated(prompt, num_draws)
+        room = room_after(prompt, self.tokens, max_new_tokens)
+        *_, absent = self._grow(prompt, room, _Draws(generator, 1.0, room.device), without=self.targets - NUM_SPECIALS)
+        return -absent.unflatten(0, (-1, num_draws)).expm1().mean(1)
+
+    def _grow(
+        self, prompt: Tokens, room: Int[Tensor, " B"], draws: "_Draws", without: Int[Tensor, " F"] | None = None
+    ) -> tuple[list[Bool[Tensor, "B W"]], Int[Tensor, " B"], Float[Tensor, " B"]]:
+        """New entries row by row, the number of each patient's first drawn row, and the log-probability that none of
+        `without`, which are never drawn, was among the first `room` tokens."""
         rows, real = self.rows(prompt)
         rows = F.pad(rows, (0, 0, 0, 1))  # the row to draw may be the one after the prompt's last
         demographics = (prompt.ids >= NUM_SPECIALS) & (prompt.visit == 0) & prompt.mask
         # The number of the row to draw first. A prompt with demographics tells them all; <bos> alone tells nothing.
         number = torch.where(demographics.any(1), 2, 1).maximum(real.sum(1) - 1)
         holds_target = self._holds_target(prompt)
-        self._draw_labels(rows, number, holds_target, draws)
+        fine = FrozenHead(self.fine)
+        self._draw_labels(rows, number, holds_target, draws, fine, Copies.of(prompt))
         given = rows[torch.arange(len(rows), device=rows.device), number]
         given[:, self.num_codes :] = 0
         given[:, self.label] = (holds_target & (number == 1)).to(given.dtype)
@@ -175,34 +219,55 @@ class Halo(SequenceGenerator):
         closed = position < number[:, None]
         x = right_align(self.embed(rows[:, :width]) + self.position(position), closed)
         seen = position >= width - number[:, None]
+        last = last_element(prompt)
+        begun = (number == 1) | (last.visit > 0)  # no <visit> has to be written before the row's codes
         written, growing, num_new = [], room > 0, torch.zeros_like(room)
+        absent = torch.zeros(len(room), dtype=torch.float64, device=room.device)
         first = number
         while bool(growing.any()):
             history = self._coarse(x, causal_mask(seen, x.shape[1]), cache)[:, -1]
-            row = self._sweep(history, given, number == 1, draws)
-            new = (row - given) * growing[:, None]
-            written.append(new.bool())
-            num_new = num_new + new.sum(1).long()
+            row = self._sweep(history, given, number == 1, growing, draws, fine, without)
+            new = ((row - given) * growing[:, None]).bool()
+            if without is not None:
+                asked = (growing & (number > 1)).nonzero().squeeze(1)
+                before = (num_new + ~begun)[asked, None] + new[asked].cumsum(1)[
+                    :, without
+                ]  # tokens before each of them
+                possible = (before < room[asked, None]) & (given[asked][:, without] == 0)
+                logits = fine(history[asked], row[asked])[:, without].double()
+                absent[asked] += F.logsigmoid(-logits).where(possible, 0.0).sum(1)
+            written.append(new)
+            codes = new[:, : self.num_codes].sum(1)
+            num_new = num_new + codes + ((codes > 0) & ~begun) + new[:, self.end]
             growing = growing & (row[:, self.end] == 0) & (num_new < room) & (number + 1 < self.num_rows)
+            # A prompt that ends with <visit> waits for its codes, should the first row have none.
+            begun = (last.ids == TokenSpec.VISIT) & (num_new == 0)
             # Patients that have ended run along.
             x = (self.embed(row) + self.position(number.clamp(max=self.num_rows - 1)))[:, None]
             seen = F.pad(seen, (0, 1), value=True)
             given, number = torch.zeros_like(given), number + 1
-        return self._write(prompt, written, first, room)
+        return written, first, absent
 
     def _draw_labels(
-        self, rows: Float[Tensor, "B R W"], number: Int[Tensor, " B"], holds: Bool[Tensor, " B"], draws: "_Draws"
+        self,
+        rows: Float[Tensor, "B R W"],
+        number: Int[Tensor, " B"],
+        holds: Bool[Tensor, " B"],
+        draws: "_Draws",
+        fine: FrozenHead,
+        copies: Copies,
     ) -> None:
         """Set the label in row 1: by Bayes' rule over the rows before `number`, or 1 where a target was seen."""
-        closed = torch.arange(1, rows.shape[1], device=rows.device) < number[:, None]
+        once = rows[copies.first]
+        closed = torch.arange(1, rows.shape[1], device=rows.device) < number[copies.first][:, None]
         score = []
         for label in (0.0, 1.0):
-            rows[:, 1, self.label] = label
-            values = rows[:, 1:][closed]
-            logits = self.fine(self.history(rows[:, :-1])[closed], values)
+            once[:, 1, self.label] = label
+            values = once[:, 1:][closed]
+            logits = fine(self.history(once[:, :-1])[closed], values)
             per_row = -F.binary_cross_entropy_with_logits(logits, values, reduction="none").sum(1)
             score.append(torch.zeros_like(closed, dtype=per_row.dtype).masked_scatter(closed, per_row).sum(1))
-        drawn = draws.bernoulli(score[1] - score[0], draws.uniform(len(rows)))
+        drawn = draws.bernoulli((score[1] - score[0])[copies.source], draws.uniform(len(rows)))
         rows[:, 1, self.label] = (drawn | holds).to(rows.dtype)
 
     def _sweep(
@@ -210,28 +275,36 @@ class Halo(SequenceGenerator):
         history: Float[Tensor, "B D"],
         given: Float[Tensor, "B W"],
         first: Bool[Tensor, " B"],
+        drawn: Bool[Tensor, " B"],
         draws: "_Draws",
+        fine: FrozenHead,
+        without: Int[Tensor, " F"] | None = None,
     ) -> Float[Tensor, "B W"]:
         """A row: entry after entry in the order of ids, each from P(x_k | history, x_1 .. x_(k-1)).
 
-        given  entries that are 1, whatever is drawn
-        first  True = row 1, where demographics and the label may be drawn; else codes and END
+        given    entries that are 1, whatever is drawn
+        first    True = row 1, where demographics and the label may be drawn; else codes and END
+        drawn    False = nothing is drawn for this patient
+        without  entries that are not drawn
         """
         entry = torch.arange(self.row_dim, device=given.device)
         first_code = self.tokens.first_code - NUM_SPECIALS
         static = (entry < first_code) | (entry == self.label)
         of_visit = ((entry >= first_code) & (entry < self.num_codes)) | (entry == self.end)
         allowed = torch.where(first[:, None], static, of_visit)
+        if without is not None:
+            allowed[:, without] = False
         uniform = draws.uniform(*given.shape)
-        row = given
+        row = given.clone()
         # x_k = [u_k < P(x_k = 1 | x_1 .. x_(k-1))] for all k has one solution, the sweep's: round k settles entry k at
         # the latest. In practice few entries change their minds, and a few rounds do.
-        for _ in range(self.row_dim + 1):
-            before = row
-            drawn = draws.bernoulli(self.fine(history, before), uniform) & allowed
-            row = drawn.to(given.dtype).maximum(given)
-            if torch.equal(row, before):
-                break
+        open_rows = drawn.nonzero().squeeze(1)
+        while len(open_rows):
+            before = row[open_rows]
+            chosen = draws.bernoulli(fine(history[open_rows], before), uniform[open_rows])
+            after = (chosen & allowed[open_rows]).to(given.dtype).maximum(given[open_rows])
+            row[open_rows] = after
+            open_rows = open_rows[(after != before).any(1)]
         return row
 
     def _write(

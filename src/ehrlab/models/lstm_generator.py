@@ -3,6 +3,8 @@
 It reads codes and <visit>; no ages, no places. Choices: docs/papers/lstm_generator.md.
 """
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -12,11 +14,13 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from ehrlab.core.batch import Batch, Tokens
 from ehrlab.core.model import LossDict, SequenceGenerator
 from ehrlab.core.spec import DataSpec
-from ehrlab.nn.generation import Element, Prediction, beam_search, next_token_log_prob, sample
+from ehrlab.nn.generation import Element, Prediction, beam_search, next_token_log_prob, sample, target_probability
 
 
 class LSTMGenerator(SequenceGenerator):
     """P(next token | tokens so far) = softmax(W h_t + b)"""
+
+    ignores: ClassVar[frozenset[str]] = SequenceGenerator.ignores | {"training.phases.tune"}  # of RLTF beside it
 
     def __init__(
         self,
@@ -68,6 +72,12 @@ class LSTMGenerator(SequenceGenerator):
         if temperature is None:
             return beam_search(stepper, prompt, self.tokens, max_new_tokens, self.num_beams)
         return sample(stepper, prompt, self.tokens, max_new_tokens, generator, temperature, top_k)
+
+    def target_probability(
+        self, prompt: Tokens, max_new_tokens: int, num_draws: int, generator: torch.Generator | None = None
+    ) -> Float[Tensor, " B"]:
+        """See nn/generation.py; of what is sampled, not of what a beam search finds."""
+        return target_probability(LSTMStepper(self), prompt, self.tokens, max_new_tokens, num_draws, generator)
 
 
 class LSTMStepper:

@@ -19,8 +19,8 @@ from ehrlab.core.model import AnyPhase, LossDict, PreferencePhase, SequenceGener
 from ehrlab.core.spec import DataSpec
 
 OBJECTIVES = ("preference", "likelihood")
-OWN = frozenset({"model._target_", "model.base", "model.objective", "model.tune", "training.phases.tune"})
-"""What sets RLTF and SFT apart from the generator that they begin with, and from each other."""
+OWN = frozenset({"model.base", "model.objective", "model.tune"})
+"""What sets RLTF and SFT apart from each other, and from the generator that they begin with beside what it ignores."""
 
 
 class RLTF(SequenceGenerator):
@@ -76,6 +76,11 @@ class RLTF(SequenceGenerator):
         top_k: int | None = None,
     ) -> Tokens:
         return self.generator.generate(prompt, max_new_tokens, generator, temperature, top_k)
+
+    def target_probability(
+        self, prompt: Tokens, max_new_tokens: int, num_draws: int, generator: torch.Generator | None = None
+    ) -> Float[Tensor, " B"]:
+        return self.generator.target_probability(prompt, max_new_tokens, num_draws, generator)
 
     def phases(self) -> Sequence[AnyPhase]:
         before = [replace(phase, ignores=phase.ignores | OWN) for phase in self.generator.phases()]

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ehrlab.core.batch import Tokens
@@ -182,16 +182,62 @@ def sample(
     What a sequence becomes depends on its prompt, its row and the generator, not on when other rows end.
     """
     check_sampling(temperature, top_k)
+    new, num_new, _ = _grow(stepper, prompt, spec, max_new_tokens, generator, temperature, top_k)
+    return append(prompt, new, num_new)
+
+
+@torch.no_grad()
+def target_probability(
+    stepper: Stepper,
+    prompt: Tokens,
+    spec: TokenSpec,
+    max_new_tokens: int,
+    num_draws: int,
+    generator: torch.Generator | None,
+) -> Float[Tensor, " B"]:
+    """P(a continuation by `sample` at temperature 1 holds a target code | prompt), from `num_draws` continuations each.
+
+    They are drawn without targets, and each is asked at every token how probable one was there: the mean over draws of
+    1 - prod_t (1 - P(target | all before t)). Its expectation is the probability, whatever their number. To count draws
+    with a target has the same expectation, but of a rare target most counts are 0.
+    """
+    _, _, absent = _grow(
+        stepper, repeated(prompt, num_draws), spec, max_new_tokens, generator, 1.0, None, without=spec.targets
+    )
+    return -absent.unflatten(0, (-1, num_draws)).expm1().mean(1)
+
+
+def repeated(prompt: Tokens, num: int) -> Tokens:
+    """Each prompt `num` times, one after the other."""
+    return prompt.map(lambda x: x.repeat_interleave(num, dim=0))
+
+
+def _grow(
+    stepper: Stepper,
+    prompt: Tokens,
+    spec: TokenSpec,
+    max_new_tokens: int,
+    generator: torch.Generator | None,
+    temperature: float,
+    top_k: int | None,
+    without: tuple[int, ...] = (),
+) -> tuple[dict[str, Int[Tensor, "B N"]], Int[Tensor, " B"], Float[Tensor, " B"]]:
+    """New tokens, how many of them count, and the log-probability that none was one of `without`.
+
+    without  tokens that are never drawn
+    """
     room = room_after(prompt, spec, max_new_tokens)
     num_rows, num_steps = len(room), int(room.max())
     device = prompt.ids.device
     grammar = Grammar(spec, device)
     new = {name: torch.zeros(num_rows, num_steps, dtype=torch.long, device=device) for name in FIELDS}
     num_new = torch.zeros_like(room)
+    absent = torch.zeros(num_rows, dtype=torch.float64, device=device)
+    forbidden = torch.tensor(without, dtype=torch.long, device=device)
     rows = torch.arange(num_rows, device=device)  # of the sequences that still grow, and some that just ended
     last = last_element(prompt)
     growing = room > 0
-    prediction = stepper.start(prompt) if num_steps else None
+    prediction = _read(stepper, prompt) if num_steps else None
     ages = torch.arange(TokenSpec.NUM_AGES, device=device)
     for i in range(num_steps):
         if i % CHECK_EVERY == 0:
@@ -208,7 +254,11 @@ def sample(
         # For all rows, also those that ended: the others' numbers then do not depend on them.
         where = generator.device if generator is not None else device
         uniform = torch.rand(3, num_rows, dtype=torch.float64, generator=generator, device=where).to(device)[:, rows]
-        ids = draw(grammar(prediction.code, last.ids, last.visit), uniform[0], temperature, top_k)
+        logits = grammar(prediction.code, last.ids, last.visit)
+        if without:
+            log_share, logits = _forbid(logits, forbidden)
+            absent[rows] += log_share.where(growing, 0.0)
+        ids = draw(logits, uniform[0], temperature, top_k)
         age = place = None
         if prediction.age is not None:
             younger = ages < last.age[:, None]  # age never falls
@@ -221,7 +271,48 @@ def sample(
         num_new[rows] += growing
         growing = growing & (ids != TokenSpec.EOS) & (i + 1 < room[rows])
         prediction = None
-    return append(prompt, new, num_new)
+    return new, num_new, absent
+
+
+@dataclass
+class Copies:
+    """Prompts of which some repeat the one before them. To read a prompt costs most of what a short continuation does.
+
+    first   True = not a repetition
+    source  which of the first ones each prompt is
+    """
+
+    first: Bool[Tensor, " B"]
+    source: Int[Tensor, " B"]
+
+    @classmethod
+    def of(cls, prompt: Tokens) -> "Copies":
+        fields = [getattr(prompt, name) for name in FIELDS]
+        same = torch.stack([*fields, prompt.mask.long()], dim=2).flatten(1)
+        first = torch.ones(len(same), dtype=torch.bool, device=same.device)
+        first[1:] = (same[1:] != same[:-1]).any(1)
+        return cls(first, first.cumsum(0) - 1)
+
+
+def _read(stepper: Stepper, prompt: Tokens) -> Prediction:
+    """`stepper.start`, each prompt read once."""
+    copies = Copies.of(prompt)
+    if bool(copies.first.all()):
+        return stepper.start(prompt)
+    prediction = stepper.start(prompt.map(lambda x: x[copies.first]))
+    stepper.select(copies.source)
+    return prediction.select(copies.source)
+
+
+def _forbid(
+    logits: Float[Tensor, "B T"], forbidden: Int[Tensor, " F"]
+) -> tuple[Float[Tensor, " B"], Float[Tensor, "B T"]]:
+    """log of the probability of all other tokens, and logits with -inf at the forbidden ones."""
+    share = (logits[:, forbidden].logsumexp(1) - logits.logsumexp(1)).double().exp().clamp(max=1)
+    left = logits.index_fill(1, forbidden, float("-inf"))
+    # Where nothing else is left the continuation has probability 0, and its next token is of no matter.
+    nothing = left.amax(1, keepdim=True) == float("-inf")
+    return (-share).log1p(), torch.where(nothing, logits, left)
 
 
 def append(prompt: Tokens, new: dict[str, Int[Tensor, "B N"]], num_new: Int[Tensor, " B"]) -> Tokens:

@@ -10,19 +10,36 @@ from rich.table import Table
 from rich.text import Text
 
 from ehrlab.core.errors import InputError
+from ehrlab.evaluation import generation
 from ehrlab.evaluation.comparison import Difference, ResampledRow, holm, paired_difference, resample_row
+from ehrlab.evaluation.generation import GENERATOR_METRICS, GeneratorMetric
+from ehrlab.evaluation.joint import JOINT_METRICS, JointMetric, is_metric
 from ehrlab.evaluation.metrics import METRICS, Metric
 from ehrlab.evaluation.oracle import DISTANCES, Distance, resample_distances
 from ehrlab.evaluation.resampling import Interval
 from ehrlab.report.runs import Run, load_runs
 
-MEASURES: Mapping[str, Metric | Distance] = {**METRICS, **DISTANCES}
-"""All that a table can show. Distances exist on simulated data only."""
+MEASURES: Mapping[str, Metric | JointMetric | Distance | GeneratorMetric] = {
+    **METRICS,
+    **JOINT_METRICS,
+    **DISTANCES,
+    **GENERATOR_METRICS,
+}
+"""All that a table can show. Joint metrics exist for several labels only, distances on simulated data only, and
+generators have metrics of their own."""
 
 SIMULATED = "simulated cohort"
 MAIN_METRIC = "pr_auc"
 SHOWN_METRICS = ("pr_auc", "f1", "kappa", "auroc", "average_precision", "brier", "ece")
 CONSOLE_METRICS = SHOWN_METRICS[:4]  # what fits in 80 columns
+# The same of several labels, where each but the joint ones is a mean over labels.
+SHOWN_OF_LABELS = (
+    "pr_auc", "f1_macro", "f1_micro", "precision", "recall", "accuracy", "subset_accuracy", "auroc", "brier", "ece",
+)  # fmt: skip
+CONSOLE_OF_LABELS = ("pr_auc", "f1_macro", "f1_micro", "accuracy")
+# The same of generators: the target's presence in what they write, ROUGE-1, and their own probability of the target.
+SHOWN_OF_GENERATORS = ("precision", "recall", "f1", "rouge1", "auroc", "average_precision", "brier", "ece")
+CONSOLE_OF_GENERATORS = ("precision", "recall", "f1", "rouge1", "utility_auroc", "augmentation_auroc")
 NUM_BOOTSTRAP = 1000
 
 
@@ -35,6 +52,13 @@ class Summary:
     num: int
 
 
+def summarise(values: Sequence[float]) -> Summary:
+    """Of the numbers of some seeds, none of them NaN."""
+    if not values:
+        return Summary(np.nan, np.nan, 0)
+    return Summary(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else np.nan, len(values))
+
+
 @dataclass(frozen=True)
 class Row:
     """One method of a table: the runs of its seeds, all on the same data with the same configuration."""
@@ -43,12 +67,7 @@ class Row:
     runs: tuple[Run, ...]
 
     def summary(self, metric: str) -> Summary:
-        values = self.values(metric)
-        if not values:
-            return Summary(np.nan, np.nan, 0)
-        return Summary(
-            float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else np.nan, len(values)
-        )
+        return summarise(self.values(metric))
 
     def values(self, metric: str) -> list[float]:
         return [value for run in self.runs if (value := run.value(metric)) is not None]
@@ -61,8 +80,10 @@ class Row:
 
     def resampled(self, metrics: Sequence[str], num_bootstrap: int) -> ResampledRow:
         """Metrics and distances under the same resamples; distances are NaN where there is no oracle."""
+        if self.runs[0].is_generator:
+            return self._resampled_generator(metrics, num_bootstrap)
         tests = {run.seed: run.predictions for run in self.runs}
-        row = resample_row(tests, [name for name in metrics if name in METRICS], num_bootstrap=num_bootstrap)
+        row = resample_row(tests, [name for name in metrics if is_metric(name)], num_bootstrap=num_bootstrap)
         if not (names := [name for name in metrics if name in DISTANCES]):
             return row
         if self.reference is None:
@@ -74,6 +95,31 @@ class Row:
             oracle = self.runs[0].oracle
             away = resample_distances(tests, oracle, self.reference, names, num_bootstrap=num_bootstrap)
         return replace(row, values={**row.values, **away.values}, resamples={**row.resamples, **away.resamples})
+
+    def _resampled_generator(self, metrics: Sequence[str], num_bootstrap: int) -> ResampledRow:
+        """What can be resampled of a generator; the other metrics have their values and no resamples (NaN)."""
+        runs = {run.seed: run for run in self.runs}
+        names = [name for name in metrics if name in generation.RESAMPLED]
+        row = generation.resample_row(
+            {seed: run.folder / "completions.parquet" for seed, run in runs.items()},
+            self.runs[0].tokens,
+            names or ["f1"],
+            utility_predictions={seed: run.folder / "utility.parquet" for seed, run in runs.items()},
+            num_bootstrap=num_bootstrap,
+        )
+        values, resamples = dict(row.values), dict(row.resamples)
+        risks = [name for name in metrics if name in METRICS and name not in generation.RESAMPLED]
+        if risks and all(run.has_probabilities for run in self.runs):
+            tests = {seed: run.predictions for seed, run in runs.items()}
+            known = resample_row(tests, risks, num_bootstrap=num_bootstrap)
+            values |= known.values
+            resamples |= known.resamples
+        for name in metrics:
+            if name not in values:
+                stored = [runs[seed].value(name) for seed in row.seeds]
+                values[name] = np.array([np.nan if value is None else value for value in stored])
+                resamples[name] = np.full((num_bootstrap, len(row.seeds)), np.nan)
+        return replace(row, values=values, resamples=resamples)
 
 
 @dataclass(frozen=True)
@@ -101,8 +147,34 @@ class Group:
         return any(run.reference is not None for run in self.runs)
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the labels, where there are several."""
+        return self.runs[0].labels
+
+    @property
+    def is_generators(self) -> bool:
+        """Its rows are judged by what they generate."""
+        return self.runs[0].is_generator
+
+    @property
+    def main_metric(self) -> str:
+        """What rows are compared in."""
+        return "f1" if self.is_generators else MAIN_METRIC
+
+    @property
     def shown_metrics(self) -> tuple[str, ...]:
-        return (*SHOWN_METRICS, "regret") if self.has_oracle else SHOWN_METRICS
+        if self.is_generators:
+            return SHOWN_OF_GENERATORS
+        return self._with_regret(SHOWN_OF_LABELS if self.labels else SHOWN_METRICS)
+
+    @property
+    def console_metrics(self) -> tuple[str, ...]:
+        if self.is_generators:
+            return CONSOLE_OF_GENERATORS
+        return self._with_regret(CONSOLE_OF_LABELS if self.labels else CONSOLE_METRICS)
+
+    def _with_regret(self, metrics: tuple[str, ...]) -> tuple[str, ...]:
+        return (*metrics, "regret") if self.has_oracle else metrics
 
     @property
     def cohort(self) -> dict[str, object] | None:
@@ -126,7 +198,7 @@ def comparison_table(run_folders: Sequence[Path]) -> Table:
     table.add_column("model", min_width=min(40, max(len(row.name) for group in groups for row in group.rows)))
     if len(groups) > 1:
         table.add_column("data / task")
-    metrics = (*CONSOLE_METRICS, "regret") if any(group.has_oracle for group in groups) else CONSOLE_METRICS
+    metrics = list(dict.fromkeys(metric for group in groups for metric in group.console_metrics))
     for metric in metrics:
         # May break at a space where a console is narrow: a number on two lines is read, a name cut short is not.
         table.add_column(MEASURES[metric].label + (" x100" if MEASURES[metric].percent else ""), justify="right")
@@ -139,9 +211,11 @@ def comparison_table(run_folders: Sequence[Path]) -> Table:
         table.add_section()
     notes = ["mean +- standard deviation (number of seeds)"]
     if len(groups) == 1:
-        first = groups[0].rows[0].runs[0].metrics
-        share = first["num_positive"] / first["num_samples"]
-        notes += [groups[0].title, f"a constant risk has a PR-AUC of {100 * share:.1f}"]
+        share = f"{100 * groups[0].runs[0].prior:.1f}"
+        meant = f"{share} % of the true continuations hold the target"
+        notes += [groups[0].title, meant if groups[0].is_generators else f"a constant risk has a PR-AUC of {share}"]
+        if groups[0].labels:
+            notes.append(f"means over {len(groups[0].labels)} labels, but for micro")
     if "regret" in metrics:
         notes.append("regret: PR-AUC of the exact risk given the same, minus the model's")
     if unfinished:
@@ -151,14 +225,14 @@ def comparison_table(run_folders: Sequence[Path]) -> Table:
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:
-    """Groups and rows in order of first appearance.
+    """Groups and rows in order of first appearance; generators and risk models never share one.
 
     Two configurations of one row become two rows, each with its hash in the name.
     """
-    groups: dict[tuple[str, str, bool, str], list[Run]] = {}
+    groups: dict[tuple[str, str, bool, str, bool], list[Run]] = {}
     for run in runs:
-        groups.setdefault((run.data, run.task, run.simulated, run.fingerprint), []).append(run)
-    return [Group(*key, rows=_rows(members)) for key, members in groups.items()]
+        groups.setdefault((run.data, run.task, run.simulated, run.fingerprint, run.is_generator), []).append(run)
+    return [Group(*key[:4], rows=_rows(members)) for key, members in groups.items()]
 
 
 def _rows(runs: Sequence[Run]) -> tuple[Row, ...]:
@@ -203,10 +277,10 @@ def show(value: float, metric: str) -> str:
 def show_summary(summary: Summary, metric: str, plus_minus: str = "±") -> str:
     """`70.1 ± 0.6 (5)`; without the spread for one seed.
 
-    Where no seed has a value: `undefined`, or a dash for a distance, which needs an oracle.
+    Where no seed has a value: `undefined`, or a dash for what some runs do not have: distances and joint metrics.
     """
     if summary.num == 0:
-        return "–" if metric in DISTANCES else "undefined"
+        return "undefined" if metric in METRICS else "–"
     spread = f" {plus_minus} {show(summary.std, metric)}" if summary.num > 1 else ""
     return f"{show(summary.mean, metric)}{spread} ({summary.num})"
 

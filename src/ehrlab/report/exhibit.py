@@ -8,6 +8,8 @@ from ehrlab.report.cohorts import PublishedCohorts
 from ehrlab.report.collect import MEASURES, Group, show_difference, show_p
 from ehrlab.report.declaration import Declaration
 from ehrlab.report.document import Document, Paragraph, Section
+from ehrlab.report.generators import generator_sections
+from ehrlab.report.labels import labels_section
 from ehrlab.report.runs import Run
 from ehrlab.report.sections import (
     banner,
@@ -41,6 +43,8 @@ def document(
     runs = [run for group in groups for run in group.runs]
     everything = [
         *sections,
+        *(labels_section(group) for group in groups if is_table),
+        *(section for group in groups if is_table for section in generator_sections(group)),
         *(oracle_section(group) for group in groups if is_table),
         cohort_section(groups, cohorts),
         *(curves_section(group) for group in groups if is_table),

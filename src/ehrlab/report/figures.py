@@ -18,7 +18,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.transforms import offset_copy
 
 from ehrlab.evaluation.curves import CalibrationBin, grid
-from ehrlab.evaluation.metrics import FloatArray
+from ehrlab.evaluation.metrics import BoolArray, FloatArray
 
 # Seven hues that differ for colour-blind readers and show on white and on dark grey; then again with dashes.
 _COLOURS = ("#2f7fc1", "#d9812b", "#2f9e77", "#c2569b", "#8a74d6", "#a58a1f", "#cf4b5a")
@@ -75,6 +75,18 @@ class Line:
     low: FloatArray
     high: FloatArray
     is_reference: bool = False
+
+
+@dataclass(frozen=True)
+class Cross:
+    """A point of two numbers with their intervals (NaN where there is none)."""
+
+    x: float
+    x_low: float
+    x_high: float
+    y: float
+    y_low: float
+    y_high: float
 
 
 def bars_figure(name: str, bars: Sequence[Bar], lines: Mapping[str, float], label: str, scale: float) -> Figure:
@@ -235,6 +247,49 @@ def curves_figure(
         _legend(canvas, pr_axes, list(precision_recall))
 
     return _render(name, (10.5, 3.6 + 0.2 * ((len(precision_recall) + 3) // 4)), draw)
+
+
+def tradeoff_figure(
+    name: str, curves: Mapping[str, tuple[FloatArray, FloatArray]], points: Mapping[str, Cross]
+) -> Figure:
+    """Recall and precision: of each row a curve over a threshold, and a point with its intervals. A row may have one
+    of both only."""
+
+    def draw(canvas: Canvas) -> None:
+        axes = canvas.subplots()
+        rows = list(dict.fromkeys([*curves, *points]))
+        handles = []
+        for index, row in enumerate(rows):
+            colour, dashes = _COLOURS[index % len(_COLOURS)], _DASHES[index // len(_COLOURS) % len(_DASHES)]
+            recall, precision = curves.get(row, (np.empty(0), np.empty(0)))
+            handles += axes.plot(recall, precision, color=colour, linestyle=dashes, linewidth=1.3)
+            if (point := points.get(row)) is not None:
+                axes.plot([point.x], [point.y], color=colour, marker="o", markersize=7, markeredgecolor=_INK)
+                axes.plot([point.x_low, point.x_high], [point.y, point.y], color=colour, linewidth=0.9)
+                axes.plot([point.x, point.x], [point.y_low, point.y_high], color=colour, linewidth=0.9)
+        axes.set(xlabel="recall", ylabel="precision", xlim=(-0.02, None), ylim=(-0.02, None))
+        canvas.legend(handles, [_shown(row) for row in rows], loc="outside lower center", ncols=min(4, len(rows)))
+
+    return _render(name, (5.4, 4.2), draw)
+
+
+def scatter_figure(
+    name: str, panels: Mapping[str, tuple[FloatArray, FloatArray, BoolArray]], x_label: str, y_label: str
+) -> Figure:
+    """Panel title -> x, y > 0 and which points are marked, over logarithmic axes of one range, with the diagonal."""
+
+    def draw(canvas: Canvas) -> None:
+        rows = np.atleast_1d(canvas.subplots(1, len(panels), sharex=True, sharey=True))
+        everything = np.concatenate([axis for x, y, _ in panels.values() for axis in (x, y)])
+        ends = [everything.min() / 1.5, everything.max() * 1.5] if len(everything) else [0.1, 1]
+        for axes, (title, (x, y, marked)) in zip(rows, panels.items()):
+            axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends, title=_shown(title), xlabel=x_label)
+            axes.plot(ends, ends, color=_INK, linewidth=0.8, linestyle=":")
+            axes.scatter(x[~marked], y[~marked], s=7, color=_COLOURS[0], alpha=0.5, linewidths=0)
+            axes.scatter(x[marked], y[marked], s=26, marker="D", color=_COLOURS[1], edgecolors=_INK, linewidths=0.5)
+        rows[0].set_ylabel(y_label)
+
+    return _render(name, (2.7 * len(panels) + 1.3, 3.4), draw)
 
 
 def history_figure(name: str, curves: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]) -> Figure:

@@ -5,8 +5,10 @@ from pathlib import Path
 
 from ehrlab.core.errors import InputError
 from ehrlab.report.cohorts import PublishedCohorts, read_published_cohorts
-from ehrlab.report.collect import MAIN_METRIC, Group, group_runs, show_summary
+from ehrlab.report.collect import MEASURES, Group, group_runs, show_summary
 from ehrlab.report.document import Document, Section, write_document
+from ehrlab.report.generators import generator_sections
+from ehrlab.report.labels import labels_section
 from ehrlab.report.runs import Run, load_runs, long_table
 from ehrlab.report.sections import (
     banner,
@@ -56,9 +58,9 @@ def _lead(groups: Sequence[Group]) -> str:
     for group in groups:
         first = group.rows[0]
         others = f", beside {len(group.rows) - 1} other rows" if len(group.rows) > 1 else ""
-        parts.append(
-            f"{first.name} on {group.title}: PR-AUC {show_summary(first.summary(MAIN_METRIC), MAIN_METRIC)}{others}."
-        )
+        main = group.main_metric
+        number = f"{MEASURES[main].label} {show_summary(first.summary(main), main)}"
+        parts.append(f"{first.name} on {group.title}: {number}{others}.")
     return " ".join(parts)
 
 
@@ -67,7 +69,8 @@ def _sections(groups: Sequence[Group], published: PublishedCohorts | None, num_u
     results: list[Section | None] = []
     for group in groups:
         resampled = resampled_for_page(group)
-        results += [results_section(group, resampled), oracle_section(group, resampled)]
+        results += [results_section(group, resampled), labels_section(group), oracle_section(group, resampled)]
+        results += generator_sections(group, resampled)
     return present(
         [
             *results,

@@ -9,8 +9,11 @@ from typing import Any
 import polars as pl
 
 from ehrlab.core.errors import InputError
+from ehrlab.core.spec import TokenSpec
+from ehrlab.evaluation.generation import GENERATOR_METRICS
 from ehrlab.evaluation.oracle import DISTANCES, Oracle
 from ehrlab.evaluation.resampling import Predictions
+from ehrlab.evaluation.sequences import HELD_OUT, Completions, read_completions
 from ehrlab.report.files import read_json, read_yaml
 
 _RUN_FIELDS: dict[str, type] = {"row": str, "model": str, "data": str, "task": str, "seed": int, "simulated": bool}
@@ -62,11 +65,55 @@ class Run:
     def config(self) -> dict[str, Any]:
         return read_yaml(self.folder / "config.yaml")
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the labels; empty where there is one, without a name."""
+        return tuple(self.metrics.get("labels", {}))
+
+    @property
+    def prior(self) -> float:
+        """The share of positives: PR-AUC of a constant risk. Of several labels the mean of those with both classes."""
+        parts = self.metrics["labels"].values() if self.labels else [self.metrics]
+        shares = [part["num_positive"] / part["num_samples"] for part in parts]
+        known = [share for share in shares if 0 < share < 1] or shares
+        return float(sum(known) / len(known))
+
+    @property
+    def is_generator(self) -> bool:
+        """It was judged by what it generates, not by risks."""
+        return "tokens" in self.metrics
+
+    @property
+    def has_probabilities(self) -> bool:
+        """Its predictions hold risks; a generator may have been asked for none."""
+        return not self.is_generator or bool(self.metrics["curve"])
+
+    @cached_property
+    def completions(self) -> Completions:
+        """Of the held-out records; only of a generator."""
+        return read_completions(self.folder / "completions.parquet", self.tokens)[HELD_OUT]
+
+    @property
+    def tokens(self) -> TokenSpec:
+        """The vocabulary of a generator's files."""
+        sizes = self.metrics["tokens"]
+        return TokenSpec(**{**sizes, "targets": tuple(sizes["targets"])})
+
+    def entry(self, metric: str) -> dict[str, Any]:
+        """{"value", "low", "high"} of a metric, or of a distance to the oracle, on the held-out samples; empty where it
+        was not computed."""
+        if metric in GENERATOR_METRICS:
+            path = GENERATOR_METRICS[metric].path
+        else:
+            path = ("oracle" if metric in DISTANCES else "held_out", metric)
+        node: Any = self.metrics
+        for part in path:
+            node = node.get(part, {})
+        return dict(node)
+
     def value(self, metric: str) -> float | None:
-        """The metric, or the distance to the oracle, on the held-out samples; None where it is undefined or was not
-        computed."""
-        part = self.metrics.get("oracle", {}) if metric in DISTANCES else self.metrics["held_out"]
-        value = part.get(metric, {}).get("value")
+        """The value of `entry`; None where it is undefined or was not computed."""
+        value = self.entry(metric).get("value")
         return None if value is None else float(value)
 
 
@@ -132,7 +179,7 @@ def long_table(runs: Sequence[Run]) -> pl.DataFrame:
         parts = [(None, run.metrics, oracle)]
         parts += [(k, part, oracle.get("labels", {}).get(k, {})) for k, part in run.metrics.get("labels", {}).items()]
         for label, part, exact in parts:
-            for metric, entry in {**part["held_out"], **_of_oracle(exact)}.items():
+            for metric, entry in {**part["held_out"], **_of_oracle(exact), **_of_generator(part)}.items():
                 rows.append(
                     {
                         "row": run.row,
@@ -175,3 +222,10 @@ def _of_oracle(exact: dict[str, Any]) -> dict[str, dict[str, Any]]:
     distances = {name: exact[name] for name in DISTANCES if name in exact}
     sets = exact.get("sets", {}).items()
     return distances | {f"oracle/{name}/{metric}": entry for name, part in sets for metric, entry in part.items()}
+
+
+def _of_generator(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What a generator is judged by beside its continuations of held-out records, by its path."""
+    parts = {name: metrics.get(name, {}) for name in ("onset", "memorisation", "utility", "augmentation", "privacy")}
+    parts |= {f"fidelity/{name}": part for name, part in metrics.get("fidelity", {}).items()}
+    return {f"{name}/{key}": entry for name, part in parts.items() for key, entry in part.items() if key != "counts"}

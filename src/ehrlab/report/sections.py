@@ -7,13 +7,13 @@ import numpy as np
 
 from ehrlab.evaluation.comparison import Difference, ResampledRow, row_interval
 from ehrlab.evaluation.curves import SMALLEST_BIN, CalibrationBin, calibration_bins, precision_recall_curve, roc_curve
-from ehrlab.evaluation.metrics import METRICS, FloatArray, Scores
+from ehrlab.evaluation.generation import RESAMPLED
+from ehrlab.evaluation.metrics import FloatArray, Scores
 from ehrlab.evaluation.oracle import SET_METRICS
 from ehrlab.report.cohorts import PublishedCohorts, cohort_grid
 from ehrlab.report.collect import (
     MAIN_METRIC,
     MEASURES,
-    SHOWN_METRICS,
     Group,
     Row,
     differences_to_first,
@@ -41,14 +41,17 @@ def banner(groups: Iterable[Group]) -> str | None:
 
 
 def resampled_for_page(group: Group) -> dict[str, ResampledRow]:
-    """What `results_section` and `oracle_section` draw from; the resamples are most of the work of a page."""
-    metrics = (*group.shown_metrics, "kl") if group.has_oracle else group.shown_metrics
-    return group.resampled(metrics, num_comparisons=len(group.rows) - 1)
+    """What the sections of a group draw from; the resamples are most of the work of a page."""
+    metrics = (*group.shown_metrics, *SET_METRICS, "kl") if group.has_oracle else group.shown_metrics
+    if group.is_generators:
+        metrics = (*metrics, *RESAMPLED)
+    return group.resampled(list(dict.fromkeys(metrics)), num_comparisons=len(group.rows) - 1)
 
 
 def results_section(group: Group, resampled: Mapping[str, ResampledRow]) -> Section:
     """Every row's mean, spread and interval, then the first row against each other one."""
-    num_resamples = len(resampled[group.rows[0].name].resamples[MAIN_METRIC])
+    main = group.main_metric
+    num_resamples = len(resampled[group.rows[0].name].resamples[main])
     rows = []
     for row in group.rows:
         cells = [row.name]
@@ -56,23 +59,28 @@ def results_section(group: Group, resampled: Mapping[str, ResampledRow]) -> Sect
             cells.append(with_interval(row, resampled[row.name], metric))
         rows.append(cells)
     counts = group.runs[0].metrics
+    of_labels = (
+        f" (sample, label)s of {len(group.labels)} labels, over which all but micro and subset numbers are averaged"
+        if group.labels
+        else ""
+    )
     blocks: list[Block] = [
         Paragraph(
             f"{counts['num_samples']:,} test samples of {counts['num_subjects']:,} patients, "
-            f"{counts['num_positive']:,} positive. Mean ± standard deviation over seeds (number of seeds), and the "
-            f"95 % interval of that mean under {num_resamples:,} bootstrap resamples of patients and seeds."
+            f"{counts['num_positive']:,} positive{of_labels}. Mean ± standard deviation over seeds (number of seeds), "
+            f"and the 95 % interval of that mean under {num_resamples:,} bootstrap resamples of patients and seeds."
         ),
         Grid(["Model", *map(metric_header, group.shown_metrics)], rows),
     ]
     blocks += _undefined(group)
     if len(group.rows) > 1:
-        found = differences_to_first(list(resampled.items()), MAIN_METRIC)
+        found = differences_to_first(list(resampled.items()), main)
         adjusted = holm_of([difference for _, difference in found])
         first = group.rows[0].name
-        lines = [[name, *difference_cells(d, p, MAIN_METRIC)] for (name, d), p in zip(found, adjusted)]
+        lines = [[name, *difference_cells(d, p, main)] for (name, d), p in zip(found, adjusted)]
         blocks += [
             Paragraph(
-                f"{first} minus each other row in {METRICS[MAIN_METRIC].label}, on the same patients and seeds (paired "
+                f"{first} minus each other row in {MEASURES[main].label}, on the same patients and seeds (paired "
                 f"bootstrap). p is two-sided, corrected by Holm's method for {len(found)} comparisons."
             ),
             Grid([f"{first} minus", "Difference", "95 % interval", "Holm p", "Seeds", "Detectable"], lines),
@@ -116,8 +124,7 @@ def oracle_section(group: Group, resampled: Mapping[str, ResampledRow] | None = 
         rows.append(["exact risk", name, *cells, show(0.0, "regret") if name in references else "–", "–"])
         main = stored_interval(part[MAIN_METRIC])
         bars.append(Bar(f"exact risk: {name}", main.value, main.low, main.high, is_reference=True))
-    counts = first.metrics
-    prior = counts["num_positive"] / counts["num_samples"]
+    prior = first.prior
     lines = {f"exact risk: {name}": stored_interval(sets[name][MAIN_METRIC]).value for name in references}
     figure = bars_figure(
         file_name("distance", group.data, group.task, group.fingerprint[:8]),
@@ -177,8 +184,10 @@ def cohort_section(groups: Sequence[Group], published: PublishedCohorts | None) 
     return Section("Cohorts", blocks)
 
 
-def curves_section(group: Group) -> Section:
-    """PR, ROC and calibration curves, the mean over seeds (and labels) of each row."""
+def curves_section(group: Group) -> Section | None:
+    """PR, ROC and calibration curves, the mean over seeds (and labels) of each row; None without risks."""
+    if not all(run.has_probabilities for run in group.runs):
+        return None
     precision_recall, roc, calibration = {}, {}, {}
     for row in group.rows[: MOST_LINES - 1]:
         sets = [scores for run in row.runs for scores in run.predictions.scores]
@@ -194,15 +203,16 @@ def curves_section(group: Group) -> Section:
     sets = group.runs[0].predictions.scores
     prevalence = float(np.mean([scores.labels.mean() for scores in sets]))
     figure = curves_figure(
-        file_name("curves", group.data, group.task, group.fingerprint[:8]),
+        file_name("probability" if group.is_generators else "curves", group.data, group.task, group.fingerprint[:8]),
         precision_recall,
         roc,
         calibration,
         prevalence,
     )
     caption = (
-        f"Test set of {group.title}. Curves are means over seeds on 101 grid points; calibration bins hold at least "
-        f"{SMALLEST_BIN} samples per seed. Dotted: no skill (precision-recall, ROC), perfect calibration."
+        f"Test set of {group.title}. Curves are means over seeds{' and labels' if group.labels else ''} on 101 grid "
+        f"points; calibration bins hold at least {SMALLEST_BIN} samples per seed. Dotted: no skill (precision-recall, "
+        "ROC), perfect calibration."
     )
     if len(group.rows) >= MOST_LINES:
         caption += f" The first {MOST_LINES - 1} of {len(group.rows)} rows are drawn."
@@ -325,9 +335,9 @@ def _entry_with_interval(entry: Mapping[str, Any], metric: str) -> str:
 def _undefined(group: Group) -> list[Block]:
     """Why a metric has no value, once per reason."""
     reasons = {
-        f"{METRICS[metric].label} is undefined: {entry['reason']}."
+        f"{MEASURES[metric].label} is undefined: {entry['reason']}."
         for run in group.runs
-        for metric in SHOWN_METRICS
+        for metric in group.shown_metrics
         if (entry := run.metrics["held_out"].get(metric, {})).get("value") is None and "reason" in entry
     }
     return [Paragraph(reason) for reason in sorted(reasons)]

@@ -10,14 +10,16 @@ the last T codes"; T is not stated). Files of a run's folder, patient-level like
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import polars as pl
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ehrlab.core.batch import Tokens
@@ -25,11 +27,15 @@ from ehrlab.core.errors import InputError
 from ehrlab.core.files import replacing
 from ehrlab.core.model import SequenceGenerator
 from ehrlab.core.spec import TokenSpec
+from ehrlab.data.cache import build_once, content_key
 from ehrlab.data.clinical import ClinicalData
+from ehrlab.data.prepare import KEY_DIGITS
 from ehrlab.data.tokens import LISTS, TOKENIZER
 from ehrlab.evaluation import generation, utility
 from ehrlab.evaluation.sequences import HELD_OUT, read_completions
 from ehrlab.training.lit import derived_seed
+
+_RISKS = "risks.parquet"
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,8 @@ class CompletionSettings:
     num_train         training records that are continued, for memorisation
     num_samples       continuations per held-out record that estimate P(target in continuation | prompt); 0: none
     num_synthetic     records made from nothing
-    batch_size        prompts at a time
+    num_trees         of the classifiers that learn from real and generated records
+    batch_size        sequences at a time
     """
 
     cut: int
@@ -49,6 +56,7 @@ class CompletionSettings:
     num_train: int
     num_samples: int
     num_synthetic: int
+    num_trees: int
     batch_size: int
 
     def __post_init__(self) -> None:
@@ -56,6 +64,16 @@ class CompletionSettings:
             least = 0 if f.name in ("num_samples", "num_train", "num_synthetic") else 1
             if getattr(self, f.name) < least:
                 raise InputError(f"completion.{f.name}: expected at least {least}, found {getattr(self, f.name)}")
+
+
+@runtime_checkable
+class KnowsTargets(Protocol):
+    """A generator that says how probable the task's targets are in its continuations."""
+
+    def target_probability(
+        self, prompt: Tokens, max_new_tokens: int, num_draws: int, generator: torch.Generator | None = None
+    ) -> Float[Tensor, " B"]:
+        """P(target in continuation | prompt), from so many continuations each."""
 
 
 def judge_generator(
@@ -68,8 +86,12 @@ def judge_generator(
     device: str,
     num_bootstrap: int,
     bootstrap_seed: int,
+    cache: Path | None = None,
 ) -> dict[str, Any]:
-    """Write the files above, the tokenizer and predictions.parquet into a run's folder; returns its metrics."""
+    """Write the files above, the tokenizer and predictions.parquet into a run's folder; returns its metrics.
+
+    cache  where classifiers' risks are kept that are the same for every generator; None: they are computed anew
+    """
     spec = data.spec.tokens
     assert spec is not None
     if not spec.targets:
@@ -78,17 +100,20 @@ def judge_generator(
             "judged by it. Choose a task of conf/task/rare_code whose codes the data hold, or more patients."
         )
     model.to(device).eval()
-    completions = complete(model, data, settings, seed=seed, device=device)
-    synthetic = synthesise(model, data, settings, seed=seed, device=device)
-    used = utility.predict(completions, spec, utility.Classifier(num_threads=torch.get_num_threads()))
-    predictions = read_completions(completions, spec)[HELD_OUT].predictions()
-    tables = {"completions": completions, "synthetic": synthetic, "utility": used, "predictions": predictions}
-    for name, table in tables.items():
+    with replacing(folder / TOKENIZER) as beside:
+        data.tokenizer().write(beside)
+
+    def written(name: str, table: pl.DataFrame | None) -> pl.DataFrame | None:
         if table is not None:
             with replacing(folder / f"{name}.parquet") as beside:
                 table.write_parquet(beside)
-    with replacing(folder / TOKENIZER) as beside:
-        data.tokenizer().write(beside)
+        return table
+
+    completions = complete(model, data, settings, seed=seed, device=device)
+    written("completions", completions)
+    written("predictions", read_completions(completions, spec)[HELD_OUT].predictions())
+    synthetic = written("synthetic", synthesise(model, data, settings, seed=seed, device=device))
+    used = written("utility", useful(completions, spec, settings, cache))
     return generation.evaluate(
         completions,
         spec,
@@ -97,6 +122,30 @@ def judge_generator(
         num_bootstrap=num_bootstrap,
         seed=bootstrap_seed,
     )
+
+
+def useful(
+    completions: pl.DataFrame, spec: TokenSpec, settings: CompletionSettings, cache: Path | None
+) -> pl.DataFrame:
+    """utility.parquet. What was learnt without generated records is taken from the cache, where that is given."""
+    classifier = utility.Classifier(num_trees=settings.num_trees, num_threads=torch.get_num_threads())
+    own = utility.predict(completions, spec, classifier, trained_on=utility.GENERATED)
+    if cache is None:
+        return pl.concat([own, utility.predict(completions, spec, classifier, trained_on=utility.GIVEN)])
+    given = completions.filter(split=HELD_OUT).select("subject_id", "prompt", "truth").sort("subject_id")
+    content = hashlib.sha256(given["subject_id"].to_numpy().tobytes())
+    for name in ("prompt", "truth"):
+        content.update(given[name].list.len().to_numpy().tobytes())
+        content.update(given[name].explode().to_numpy().tobytes())
+    settled = [classifier.num_trees, classifier.min_records, classifier.seed]
+    key = content_key(utility.SCHEMA_VERSION, asdict(spec), settled, content.hexdigest())
+    folder = build_once(
+        cache / "utility" / key[:KEY_DIGITS],
+        lambda out: utility.predict(completions, spec, classifier, trained_on=utility.GIVEN).write_parquet(
+            out / _RISKS
+        ),
+    )
+    return pl.concat([own, pl.read_parquet(folder / _RISKS)])
 
 
 def prompts(records: pl.DataFrame, spec: TokenSpec, cut: int) -> pl.DataFrame:
@@ -143,12 +192,8 @@ def complete(
             generated=pl.Series(generated, dtype=pl.List(pl.Int32)),
         )
         probability = pl.Series([None] * len(chosen), dtype=pl.Float64)
-        if samples and spec.targets:
-            hits = np.zeros(len(chosen))
-            for draw in range(samples):
-                drawn = _continued(model, chosen, settings, derived_seed(seed, split, draw), 1.0, device)
-                hits += [bool(set(ids) & set(spec.targets)) for ids in drawn]
-            probability = pl.Series(hits / samples)
+        if samples:
+            probability = _probability(model, chosen, settings, derived_seed(seed, split, "probability"), device)
         parts.append(table.with_columns(target_probability=probability))
     return pl.concat(parts)
 
@@ -197,6 +242,21 @@ def _continued(
             whole = model.generate(batch, settings.max_new_tokens, generator, temperature=temperature)
             found += [ids[next(lengths) :] for ids, *_ in _rows(whole)]
     return found
+
+
+def _probability(
+    model: SequenceGenerator, records: pl.DataFrame, settings: CompletionSettings, seed: int, device: str
+) -> pl.Series:
+    """The model's own P(target in continuation | prompt) of each record, in their order."""
+    assert isinstance(model, KnowsTargets)
+    generator = torch.Generator(device).manual_seed(seed)
+    found = []
+    with torch.no_grad():
+        for batch in _batches(records, max(1, settings.batch_size // settings.num_samples), device):
+            found.append(
+                model.target_probability(batch, settings.max_new_tokens, settings.num_samples, generator).cpu()
+            )
+    return pl.Series(torch.cat(found).double().numpy())
 
 
 def _batches(records: pl.DataFrame, size: int, device: str) -> Iterator[Tokens]:

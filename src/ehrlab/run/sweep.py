@@ -16,6 +16,7 @@ from rich.console import Console
 from ehrlab.data.clinical import ClinicalData
 from ehrlab.report.collect import comparison_table
 from ehrlab.report.experiment import write_experiment
+from ehrlab.report.labels import labels_table
 from ehrlab.report.page import write_report
 from ehrlab.run.compose import plain
 from ehrlab.run.store import content_hash, slug, write_json
@@ -62,6 +63,8 @@ def show(run_folders: Sequence[Path], out: Path) -> None:
     if not console.is_terminal:
         console.width = 120  # a log file has no width of its own
     console.print(comparison_table(run_folders))
+    if (of_labels := labels_table(run_folders)) is not None:
+        console.print(of_labels)
     page = write_report(run_folders, out, published_cohorts=COHORTS if COHORTS.exists() else None)
     console.print(f"Report: {page}", soft_wrap=True)
 

@@ -6,6 +6,8 @@ said; before and after the first diagnosis the weeks have different laws, and wh
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from ehrlab.simulation.filter import Law, Weeks
@@ -19,9 +21,12 @@ class LastStay:
     """
 
     def __init__(self, law: Law) -> None:
-        self._law = law
+        self.law = law
         self._none = {status: self._no_stay(weeks) for status, weeks in ((False, law.before), (True, law.after))}
-        self._one = {status: self._one_stay(status) for status in (False, True)}
+
+    @functools.cached_property
+    def _one(self) -> dict[bool, tuple[Floats, Floats]]:
+        return {status: self._one_stay(status) for status in (False, True)}
 
     def known(self, belief: Floats, week: Ints, is_diagnosed: Bools) -> Floats:
         """P(death) where the stay is known but not how it ended: [patient].
@@ -29,7 +34,7 @@ class LastStay:
         belief  [patient, trait, blocked, state] in the week of the stay, `blocked` weeks before that of its end
         week    of its end
         """
-        law, out = self._law, np.empty(len(belief))
+        law, out = self.law, np.empty(len(belief))
         for status, weeks in ((False, law.before), (True, law.after)):
             rows = np.flatnonzero(is_diagnosed == status)
             mine, survives = belief[rows], law.survives[int(status)]
@@ -53,7 +58,7 @@ class LastStay:
         return out
 
     def _no_stay(self, weeks: Weeks) -> Floats:
-        law = self._law
+        law = self.law
         out = np.ones((law.weeks + law.stays.longest + 2, law.num_traits, law.num_states))
         for week in range(law.weeks - 1, -1, -1):
             later = law.lives * out[week + 1] + (1.0 - law.lives)
@@ -62,7 +67,7 @@ class LastStay:
 
     def _one_stay(self, was_diagnosed: bool) -> tuple[Floats, Floats]:
         """P(exactly one stay from each week on, and it is fatal; and it is not)."""
-        law = self._law
+        law = self.law
         weeks, shares = law.after if was_diagnosed else law.before, law.stays.blocks()
         died, left = (np.zeros((law.weeks + 1, law.num_traits, law.num_states)) for _ in range(2))
         kinds = [(weeks.visit.sum(1), was_diagnosed), (weeks.diagnosis.sum(1), True)]

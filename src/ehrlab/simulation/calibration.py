@@ -2,9 +2,9 @@
 
     python -m ehrlab.simulation.calibration TABLES ORACLE [TABLES ORACLE ...]
 
-TABLES is a parquet file of a cohort's samples (subject_id, prediction_time, boolean_value), ORACLE what
-`oracle.write_oracle` wrote for them. Prints, per information set, the area under the precision-recall curve, the mean
-risk and the share of positives, and the reliability in deciles. Where the risk is exact,
+TABLES is a parquet file of a cohort's samples (subject_id, prediction_time, label where there are several,
+boolean_value), ORACLE what `oracle.write_oracle` wrote for them. Prints, per information set, average precision, the
+mean risk and the share of positives, and the reliability in deciles. Where the risk is exact,
 
 z      (positives - expected positives) / sd            is standard normal, for all samples and within each decile
 score  the mean log score less its expectation, / sd    is standard normal; positive where the risk is overconfident
@@ -74,7 +74,11 @@ def _average_precision(ascending: Floats, label: Floats) -> float:
 
 
 def table(samples: pl.DataFrame, oracle: pl.DataFrame) -> str:
-    """Text for people: one line per information set, then its deciles."""
+    """Text for people: one line per information set, then its deciles; with a column label, the same for each label."""
+    if "label" in oracle.columns:
+        parts = [(name, part.drop("label")) for (name,), part in oracle.group_by("label", maintain_order=True)]
+        mine = {name: samples.filter(pl.col("label") == name).drop("label") for name, _ in parts}
+        return "\n\n".join(f"{name}: {table(mine[name], part)}" for name, part in parts)
     joined = samples.join(oracle, on=_KEYS, how="inner", validate="1:1")
     assert joined.height == samples.height, "every sample has an exact risk"
     label = joined["boolean_value"].to_numpy()

@@ -23,7 +23,8 @@ from ehrlab.simulation.care import CARE, NUM_BASELINES, NUM_CLASSES, NUM_LEVELS,
 from ehrlab.simulation.evidence import Evidence
 from ehrlab.simulation.icu import DAY, Course, Stays
 from ehrlab.simulation.population import Bools, Floats, Ints, Shard
-from ehrlab.simulation.spec import Shape
+from ehrlab.simulation.spec import EVENTS, Shape
+from ehrlab.simulation.visits import IS_DIAGNOSED, expected_visits
 
 HOURS = 48
 ADULT = 18.0  # years
@@ -31,6 +32,7 @@ OUTCOMES = ("arf", "shock", "mortality")  # the first two: onset of the worst st
 
 _NODES = 4000  # of midpoint rules; survival functions have jumps, which limits them to about 1e-6
 _FATAL = np.arange(NUM_CLASSES) // 2
+_TRIGGER_B = EVENTS.index("trigger_b")
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,50 +217,12 @@ def _onset_later(shape: Shape, care: Care, c: int, hours: int) -> Floats:
 
 @functools.lru_cache(maxsize=16)
 def _class_prior(shape: Shape) -> Floats:
-    """Law of a visit's class by risk class, [risk, fatal, trigger B]: expected numbers of visits over whole records.
-
-    The weekly chain is carried forward with death, diagnosis and the weeks that a stay takes, averaged over frailty and
-    family history: no sampling.
-    """
-    assert shape.stay_days is not None
-    most = int(shape.stay_days[3] // 7) + 2
-    weeks = np.arange(most + 1)
-    moment = (np.arange(_NODES) + 0.5) / _NODES
-    beyond = _admission_survival(shape, 7.0 * (weeks[:, None] - moment)).mean(1)
-    blocked = {False: beyond - np.append(beyond[1:], 0.0)}  # P(so many weeks after the visit's are taken)
-    beyond = _admission_survival(shape, 7.0 * weeks)
-    blocked[True] = beyond - np.append(beyond[1:], 0.0)
-    out = np.zeros((weekly.NUM_RISK, 2, 2))
-    share = np.array(shape.frailty_share) / sum(shape.frailty_share)
+    """Law of a visit's class by risk class, [risk, fatal, trigger B]: shares of the expected numbers of visits."""
+    out = np.empty((weekly.NUM_RISK, 2, 2))
     for risk in range(weekly.NUM_RISK):
-        for frailty, of_frailty in enumerate(share):
-            for family in range(weekly.NUM_FAMILY):
-                of_family = shape.family_share if family else 1.0 - shape.family_share
-                out[risk] += of_frailty * of_family * _expected_visits(shape, risk, frailty, family, blocked)
+        came = expected_visits(shape, risk).sum((0, 2))  # [kind, event, state]
+        dies = np.stack([weekly.visit_death_probability(shape, risk, bool(d)) for d in IS_DIAGNOSED])[:, None]
+        for fatal, number in enumerate((came * (1.0 - dies), came * dies)):
+            by_event = number.sum((0, 2))
+            out[risk, fatal] = by_event[:_TRIGGER_B].sum(), by_event[_TRIGGER_B]
     return out / out.sum((1, 2), keepdims=True)
-
-
-def _expected_visits(shape: Shape, risk: int, frailty: int, family: int, blocked: dict[bool, Floats]) -> Floats:
-    """Expected numbers of visits: [fatal, trigger B]. blocked: of the entry visit and of others, as in _class_prior."""
-    first = weekly.week(shape, risk, frailty, family, entry=True)
-    before, after = (weekly.week(shape, risk, frailty, family, is_diagnosed=d) for d in (False, True))
-    dies = np.stack([weekly.visit_death_probability(shape, risk, d) for d in (False, True)])
-    lives_on = 1.0 - min(shape.death_elsewhere * shape.risk_death[risk], 1.0)
-    # [weeks still in hospital, diagnosed, state]
-    mass = np.zeros((len(blocked[False]), 2, weekly.NUM_STATES))
-    mass[0, 0] = weekly.start(shape, risk)
-    out = np.zeros((2, 2))
-    for week in range(shape.weeks):
-        new, old = (first if week == 0 else before), after
-        home = mass[0]
-        came = np.stack(
-            [home[0] @ new.visit, home[0] @ new.diagnosis + home[1] @ old.visit]
-        )  # [diagnosed, event, state]
-        died = came * dies[:, None]
-        for fatal, visits in enumerate((came - died, died)):
-            by_event = visits.sum((0, 2))
-            out[fatal] += by_event[0] + by_event[1], by_event[2]
-        mass = np.concatenate([mass[1:] @ before.blocked, np.zeros((1, 2, weekly.NUM_STATES))])
-        mass[0] += lives_on * np.stack([home[0] @ new.quiet, home[1] @ old.quiet])
-        mass += blocked[week == 0][:, None, None] * (came - died).sum(1)
-    return out

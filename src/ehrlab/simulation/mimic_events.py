@@ -50,6 +50,13 @@ _PRESSORS = (
     _Pressor(221289, "Epinephrine", 0.03, 0.05, "mcg/kg/min", "mg"),
 )
 
+ONSETS: tuple[tuple[frozenset[tuple[str, int]], ...], ...] = (
+    (frozenset({("vital", _PEEP)}), frozenset(("icu_procedure", item) for item, _, _ in _VENTILATION)),
+    (frozenset(("input", pressor.itemid) for pressor in _PRESSORS),),
+)
+"""Per chain of care.CARE, groups of events (kind of our vocabulary, item), of each of which the worst state brings one
+in its first hour."""
+
 
 # --------------------------------------------------------------------------------------------------------- dictionaries
 def lab_dictionary() -> dict[str, pl.DataFrame]:

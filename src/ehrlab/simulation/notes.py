@@ -136,10 +136,11 @@ def facts(shard: Shard, law: NotesLaw = NOTES) -> Facts:
     )
 
 
-def evidence(shard: Shard, facts: Facts, law: NotesLaw = NOTES) -> Evidence:
+def evidence(shard: Shard, facts: Facts, law: NotesLaw = NOTES, *, each_alone: bool = False) -> Evidence:
     """P(facts of the visit | latent truth), up to the probability that they came up.
 
-    `family` speaks at the first visit that tells it and is silent from then on.
+    `family` speaks at the first visit that tells it and is silent from then on; with `each_alone` at every one that
+    tells it, for somebody who knows no other visit.
     """
     patient = shard.visits.patient
     exist = np.array([span.size > 0 for span in shard.vocabulary.network])
@@ -149,9 +150,11 @@ def evidence(shard: Shard, facts: Facts, law: NotesLaw = NOTES) -> Evidence:
     listed = _listed(law.conditions)
     drug = np.where(exist[:, None], np.where(facts.home_drug[..., None], listed, 1.0 - listed), 1.0)
     stated = np.where(facts.family[:, None] == np.arange(NUM_FAMILY), 1.0 - law.family_wrong, law.family_wrong)
+    is_told = facts.family != NOT_TOLD
+    speaks = is_told if each_alone else _first(patient, is_told)
     return Evidence(
         chain=by_event[:, :, None] * (by_stage[:, STAGE_OF] * by_moderator[:, MODERATOR_OF])[:, None, :],
-        family=np.where(_first(patient, facts.family != NOT_TOLD)[:, None], stated, 1.0),
+        family=np.where(speaks[:, None], stated, 1.0),
         condition=_factor(facts.condition, _affirmed(law.conditions)) * drug,
         acute=_factor(facts.acute, _affirmed(law.acute)),
     )

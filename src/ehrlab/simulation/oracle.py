@@ -1,5 +1,7 @@
 """The exact Bayes risk of every sample of a simulated cohort, given each of several information sets.
 
+Of tasks about whole records; those of questions about one admission or stay are in one_admission.py.
+
 codes    the visits' sets of codes in order, the times of the first visit, which opens the record, and the landmark; but
          not when between the two the other visits fell, nor how long they took
 +time    and when
@@ -13,10 +15,11 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -26,12 +29,14 @@ from ehrlab.core.errors import InputError
 from ehrlab.core.files import replacing
 from ehrlab.simulation import admissions, first_diagnosis
 from ehrlab.simulation.chain import NUM_FAMILY, NUM_RISK
-from ehrlab.simulation.filter import Filter, Law, law
+from ehrlab.simulation.filter import Filter, law
 from ehrlab.simulation.folder import MARK
 from ehrlab.simulation.knobs import Knobs, turn
+from ehrlab.simulation.one_admission import CodedConditions, StayOutcome
 from ehrlab.simulation.population import Bools, Floats, Ints, simulate_spec
+from ehrlab.simulation.question import Asked, Question, emitted
 from ehrlab.simulation.records import LAYOUTS, SOURCES, Records, code_likelihood, read
-from ehrlab.simulation.spec import RACES, Shape, population
+from ehrlab.simulation.spec import RACES, Shape, Spec, population
 from ehrlab.simulation.specification import SPECIFICATION
 from ehrlab.simulation.strata import Strata, year_share
 from ehrlab.simulation.untimed import UntimedFilter
@@ -50,6 +55,8 @@ def write_oracle(
 ) -> bool:
     """Write `out`: subject_id, prediction_time and one column per information set, a row per sample in their order.
 
+    A task with several labels has a column label as well, and a row per sample and label.
+
     raw_root     folder of simulated tables; its mark says which patients are drawn anew
     task         kind ("first_diagnosis", ...) and the fields of the task
     samples      subject_id, prediction_time
@@ -67,18 +74,20 @@ def write_oracle(
     if question is None:
         log.info("no exact risk is known for tasks of kind %s", task["kind"])
         return False
-    if reason := question.refuses(spec.shape, mark["layout"], task):
+    if reason := question.refuses(spec, mark["layout"], task):
         log.info("%s", reason)
         return False
-    known = str(mark.get("modalities", "")).split() if modalities is None else modalities
+    told = str(mark.get("modalities", "")).split() if modalities is None else modalities
+    known = [name for name in SOURCES if name in told]
     shards = simulate_spec(spec, int(mark["num_patients"]), int(mark["seed"]))
-    records = read(shards, LAYOUTS[mark["layout"]], samples, [name for name in SOURCES if name in known], subject_ids)
+    asked = Asked(spec, mark["layout"], shards, samples, subject_ids, known, task)
     # Many products of small matrices: a second thread costs more than it brings (measured: 14 times the CPU time).
     with threadpool_limits(1):
-        risks = question(spec.shape, mark["layout"], records, task)
-    table = samples.select(
-        pl.col("subject_id").cast(pl.Int64), pl.col("prediction_time").cast(pl.Datetime("us"))
-    ).with_columns(pl.Series(name, values, dtype=pl.Float64) for name, values in risks.items())
+        risks = question(asked)
+    table = samples.select(pl.col("subject_id").cast(pl.Int64), pl.col("prediction_time").cast(pl.Datetime("us")))
+    if labels := question.labels(task):
+        table = table.join(pl.DataFrame({"label": labels}), how="cross", maintain_order="left_right")
+    table = table.with_columns(pl.Series(name, values.ravel(), dtype=pl.Float64) for name, values in risks.items())
     with replacing(out) as beside:
         table.write_parquet(beside)
     return True
@@ -112,13 +121,24 @@ def _beliefs(
     yield "latent", timed.truth(records.trait[rows], records.states[rows])
 
 
-class _FirstDiagnosis:
+def _records(asked: Asked) -> Records:
+    return read(asked.shards, LAYOUTS[asked.layout], asked.samples, asked.modalities, asked.subject_ids)
+
+
+class _FirstDiagnosis(Question):
     """See first_diagnosis.py."""
 
-    def refuses(self, shape: Shape, layout: str, task: Mapping[str, Any]) -> str | None:
+    def refuses(self, spec: Spec, layout: str, task: Mapping[str, Any]) -> str | None:
+        patterns = {9: task["icd9"], 10: task["icd10"]}
+        means = emitted(spec, layout, lambda version, bare: any(re.fullmatch(p, bare) for p in patterns[version]))
+        if means != set(spec.disease.target):
+            return (
+                f"no exact risk of a first diagnosis whose codes (task.icd9, task.icd10) are not those of the disease "
+                f"that the tables simulate, {spec.disease.name}"
+            )
         if task["window"] != "until":
             return "no exact risk of a first diagnosis for histories that begin late (task.window is not 'until')"
-        if not self._rule(layout, task).can_tell(law(shape, 0)):
+        if not self._rule(layout, task).can_tell(law(spec.shape, 0)):
             return f"no exact risk of a first diagnosis {task['lead_days']} days ahead, within the reach of one stay"
         return None
 
@@ -127,7 +147,8 @@ class _FirstDiagnosis:
             task["lead_days"], task["num_controls"], task["min_visits"], LAYOUTS[layout].grain_days
         )
 
-    def __call__(self, shape: Shape, layout: str, records: Records, task: Mapping[str, Any]) -> dict[str, Floats]:
+    def __call__(self, asked: Asked) -> dict[str, Floats]:
+        shape, layout, task, records = asked.spec.shape, asked.layout, asked.task, _records(asked)
         rule = self._rule(layout, task)
         index = records.landmark - rule.grain_days + rule.lead_days
         # Rounded, because differences of days that are no whole minutes would be many more times than there are.
@@ -154,15 +175,16 @@ class _FirstDiagnosis:
         return {name: first_diagnosis.probability(v, matched, rule.num_controls) for name, v in history.items()}
 
 
-class _Admissions:
+class _Admissions(Question):
     """See admissions.py."""
 
-    def refuses(self, shape: Shape, layout: str, task: Mapping[str, Any]) -> str | None:
-        if shape.stay_days is None:
+    def refuses(self, spec: Spec, layout: str, task: Mapping[str, Any]) -> str | None:
+        if spec.shape.stay_days is None:
             return f"no exact risk of tasks about hospital stays for tables of layout {layout}, whose stays are shorter"
         return None
 
-    def __call__(self, shape: Shape, layout: str, records: Records, task: Mapping[str, Any]) -> dict[str, Floats]:
+    def __call__(self, asked: Asked) -> dict[str, Floats]:
+        shape, task, records = asked.spec.shape, asked.task, _records(asked)
         out: dict[str, Floats] = {}
         in_last = task["kind"] == "in_hospital_mortality" and task["include_last_admission"]
         for risk in range(NUM_RISK):
@@ -173,27 +195,32 @@ class _Admissions:
             week, is_diagnosed = (histories.landmark // 7.0).astype(np.int64), histories.diagnosed < of_risk.weeks
             if in_last:
                 histories, _ = records.histories(rows, of_risk.weeks, in_last_visit=True)
-            blocked = week - histories.landmark_week
+            blocked, last_stay = week - histories.landmark_week, admissions.LastStay(of_risk)
             for name, belief in _beliefs(shape, records, rows, visits, Filter(of_risk, histories), untimed):
                 if in_last and ("time" in name or name == "latent"):
                     belief = _placed(belief, blocked)
-                answer = self._answer(of_risk, belief, week, histories.landmark, is_diagnosed, task)
+                answer = self._answer(last_stay, belief, week, histories.landmark, is_diagnosed, task)
                 out.setdefault(name, np.empty(records.num_samples))[rows] = answer
         return out
 
     def _answer(
-        self, of_risk: Law, belief: Floats, week: Ints, landmark: Floats, is_diagnosed: Bools, task: Mapping[str, Any]
+        self,
+        last_stay: admissions.LastStay,
+        belief: Floats,
+        week: Ints,
+        landmark: Floats,
+        is_diagnosed: Bools,
+        task: Mapping[str, Any],
     ) -> Floats:
         if task["kind"] == "readmission":
             return admissions.readmission(
-                of_risk,
+                last_stay.law,
                 belief[:, :, 0],
                 week + 1,
                 landmark + task["days"],
                 is_diagnosed,
                 keep_early_deaths=task["keep_early_deaths"],
             )
-        last_stay = admissions.LastStay(of_risk)
         if task["include_last_admission"]:
             return last_stay.known(belief, week, is_diagnosed)
         return last_stay.next(belief[:, :, 0], week + 1, is_diagnosed)
@@ -207,18 +234,13 @@ def _placed(belief: Floats, blocked: Ints) -> Floats:
     return out
 
 
-class _Question(Protocol):
-    def refuses(self, shape: Shape, layout: str, task: Mapping[str, Any]) -> str | None:
-        """Why the exact risk is not known, if it is not."""
-
-    def __call__(self, shape: Shape, layout: str, records: Records, task: Mapping[str, Any]) -> dict[str, Floats]:
-        """Per information set the risk of each sample."""
-
-
-_QUESTIONS: dict[str, _Question] = {
+_QUESTIONS: dict[str, Question] = {
     "first_diagnosis": _FirstDiagnosis(),
     "in_hospital_mortality": _Admissions(),
     "readmission": _Admissions(),
+    "stay_onset": StayOutcome(),
+    "stay_death": StayOutcome(),
+    "conditions": CodedConditions(),
 }
 
 

@@ -5,7 +5,7 @@ The patients of a folder of simulated tables are drawn anew: nothing is read fro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,20 +132,11 @@ def read(
     subject_ids: Callable[[pl.Series], pl.Series],
 ) -> Records:
     """Records of `samples` (subject_id, prediction_time). InputError where a sample is nobody's in this population."""
-    keys = samples.select("subject_id", "prediction_time").with_row_index("sample")
-    parts = []
-    for shard in shards:
-        raw, entry = layout.clock(shard)
-        subjects = subject_ids(pl.Series("subject_id", raw)).alias("subject_id").to_frame().with_row_index("patient")
-        mine = keys.join(subjects, on="subject_id", how="inner", maintain_order="left")
-        if mine.height:
-            parts.append(_of_shard(shard, layout, mine, entry, modalities))
+    parts = [
+        _of_shard(shard, layout, mine, entry, modalities)
+        for shard, mine, entry in by_shard(shards, layout, samples, subject_ids)
+    ]
     found = np.concatenate([part["sample"] for part in parts]) if parts else np.empty(0, np.int64)
-    if not np.array_equal(np.sort(found), np.arange(samples.height)):
-        raise InputError(
-            f"exact risk: expected every sample to be a patient of the simulated tables, found {len(found)} of "
-            f"{samples.height}; take the samples of the same tables"
-        )
     order = np.argsort(found, kind="stable")
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
@@ -166,6 +157,40 @@ def read(
         **{f"visit_{name}": visits_of(name) for name in ("week", "start", "end", "flags", "is_diagnosis")},
         evidence={name: (visits_of(f"{name} chain"), visits_of(f"{name} family")) for name in modalities},
     )
+
+
+def by_shard(
+    shards: Iterable[Shard],
+    layout: Layout,
+    samples: pl.DataFrame,
+    subject_ids: Callable[[pl.Series], pl.Series],
+) -> Iterator[tuple[Shard, pl.DataFrame, NDArray[np.datetime64]]]:
+    """Shards that have samples, with these and the date of entry of each patient.
+
+    The samples have the columns sample (their row), subject_id, prediction_time and patient (row of the shard).
+    InputError, at the end, where a sample is nobody's in this population.
+    """
+    keys = samples.select("subject_id", "prediction_time").with_row_index("sample")
+    num_found = 0
+    for shard in shards:
+        raw, entry = layout.clock(shard)
+        subjects = subject_ids(pl.Series("subject_id", raw)).alias("subject_id").to_frame().with_row_index("patient")
+        mine = keys.join(subjects, on="subject_id", how="inner", maintain_order="left")
+        num_found += mine.height
+        if mine.height:
+            yield shard, mine, entry
+    if num_found != samples.height:
+        raise InputError(
+            f"exact risk: expected every sample to be a patient of the simulated tables, found {num_found} of "
+            f"{samples.height}; take the samples of the same tables"
+        )
+
+
+def minutes_since_entry(samples: pl.DataFrame, entry: NDArray[np.datetime64]) -> Ints:
+    """Whole minutes from the start of the record to the prediction time of samples of `by_shard`."""
+    begin = entry[samples["patient"].to_numpy().astype(np.int64)].astype("datetime64[us]")
+    since = samples["prediction_time"].cast(pl.Datetime("us")).to_numpy() - begin
+    return np.floor(since / np.timedelta64(1, "m")).astype(np.int64)
 
 
 def _of_shard(

@@ -263,10 +263,43 @@ _TRINETX_OF = {
 }
 DISEASES = {disease.name: disease for disease in (HEART_FAILURE, KIDNEY, COPD, AMNESIA)}
 
-# Task -> disease of the population that serves it.
+# Task -> disease of the population that serves it. The cohorts of RLTF (conf/task/rare_code) have the disease of which
+# their codes are signs, where there is one. No number of a population, and so not in the specification.
 PRESETS = {name: name for name in DISEASES} | {
     "in_hospital_mortality": "heart_failure",
     "readmission_30d": "heart_failure",
+    "arf_48h": "heart_failure",
+    "shock_48h": "heart_failure",
+    "mortality_48h": "heart_failure",
+    "ten_conditions": "heart_failure",
+    "acute_cerebrovascular": "amnesia",
+    "acute_myocardial_infarction": "heart_failure",
+    "acute_renal_failure": "kidney",
+    "conduction_disorders": "heart_failure",
+    "diabetes": "heart_failure",
+    "dysrhythmias": "heart_failure",
+    "fluid_electrolyte": "kidney",
+    "gastrointestinal_hemorrhage": "heart_failure",
+    "lipid_disorders": "heart_failure",
+    "pleurisy_pneumothorax": "heart_failure",
+    "pneumonia": "copd",
+    "respiratory_failure": "heart_failure",
+    "septicemia": "kidney",
+    "shock": "heart_failure",
+    "sickle_cell": "heart_failure",
+    "surgical_complications": "heart_failure",
+}
+# Their patients come less often and die more (MIMIC_OUTCOMES). What happens in intensive care after 48 hours was set on
+# the disease's own shape (care.py), and the ten conditions are there as common as in the releases, or nearer to it.
+_OUTCOMES = frozenset({"in_hospital_mortality", "readmission_30d"})
+# Tasks that ask for what patients of a shape never have, and where it can be had.
+_NEVER = {
+    "mimic": {"sickle_cell": "data=sequences or data=trinetx"},
+    "toy": {
+        "conduction_disorders": "data=mimic, data=trinetx or data=sequences",
+        "sickle_cell": "data=sequences or data=trinetx",
+    },
+    "trinetx": dict.fromkeys(("arf_48h", "shock_48h", "mortality_48h", "ten_conditions"), "data=mimic or data=mimic4"),
 }
 
 
@@ -276,8 +309,13 @@ def population(preset: str, shape: str) -> Spec:
         raise InputError(f"unknown simulator preset '{preset}': expected one of {', '.join(sorted(PRESETS))}")
     if shape not in SHAPES:
         raise InputError(f"unknown simulator shape '{shape}': expected one of {', '.join(SHAPES)}")
+    if remedy := _NEVER[shape].get(preset):
+        raise InputError(
+            f"simulator: expected a task whose targets occur in shape '{shape}', but those of '{preset}' do not; "
+            f"choose {remedy}, or the patients of another task (data.simulation.preset)"
+        )
     disease = DISEASES[PRESETS[preset]]
-    mimic = MIMIC if preset in DISEASES else MIMIC_OUTCOMES
+    mimic = MIMIC_OUTCOMES if preset in _OUTCOMES else MIMIC
     return Spec(disease, {"mimic": mimic, "toy": TOY, "trinetx": _TRINETX_OF[disease.name]}[shape])
 
 

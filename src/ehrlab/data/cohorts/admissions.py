@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import polars as pl
 
@@ -120,6 +121,8 @@ class Readmission(_AdmissionTask):
     keep_early_deaths  True: a patient who dies within `days` without a readmission is a negative sample. False: no
                        sample, because nobody could have been readmitted
     """
+
+    unit: ClassVar[str] = "admission"
 
     days: int = 30
     keep_early_deaths: bool = False

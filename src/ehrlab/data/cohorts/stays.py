@@ -149,8 +149,8 @@ class OnsetInStay(_StayTask):
             of_kind = meds.codes().filter(meds.is_kind(kind))["code"]
             if of_kind.is_empty():
                 raise InputError(
-                    f"task '{self.name}': the onset is read from events of the kind {kind}, of which the data hold none. "
-                    "Add vitals, inputs and icu_procedures to data.source.tables, or name other items (task.onset)."
+                    f"task '{self.name}': the onset is read from events of the kind {kind}, of which the data hold "
+                    "none. Add vitals, inputs and icu_procedures to data.source.tables, or change task.onset."
                 )
             found.append(of_kind.filter(of_kind.str.extract(ITEM, 1).is_in(items)))
         return pl.concat(found)

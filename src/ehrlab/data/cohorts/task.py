@@ -90,7 +90,8 @@ def as_strings(value: Iterable[Any], setting: str) -> tuple[str, ...]:
 def finish(samples: pl.DataFrame, dropped: Mapping[str, int]) -> Cohort:
     """A Cohort of `samples`, whose history_start may be missing; the order is that of subject and time.
 
-    The samples have a column boolean_value, or boolean_values (VALUES) for a task with several labels.
+    The samples have a column boolean_value, or boolean_values (VALUES) for a task with several labels; those of a view
+    without labels have neither.
     """
     if "history_start" not in samples.columns:
         samples = samples.with_columns(history_start=None)
@@ -98,8 +99,10 @@ def finish(samples: pl.DataFrame, dropped: Mapping[str, int]) -> Cohort:
     schema = {(VALUES if several and name == "boolean_value" else name): dtype for name, dtype in SAMPLE_SCHEMA.items()}
     if several:
         schema[VALUES] = pl.List(pl.Boolean())
+    elif "boolean_value" not in samples.columns:
+        del schema["boolean_value"]
     samples = samples.select(pl.col(name).cast(dtype) for name, dtype in schema.items())
-    order = ["subject_id", "prediction_time", *(() if several else ("boolean_value",))]
+    order = [name for name in ("subject_id", "prediction_time", "boolean_value") if name in schema]
     return Cohort(samples.sort(order), {k: int(v) for k, v in dropped.items()})
 
 

@@ -1,7 +1,7 @@
 """The diagnoses and drugs of an admission as two sets (MEDHMP, arXiv 2310.07871: 7,686 ICD codes, 1,701 drugs).
 
-A set is known when its admission is over, since diagnoses are coded then; until then, and without an admission, both are
-empty. What is dated after the discharge belongs to no set, although it may name the admission.
+A set is known when its admission is over, since diagnoses are coded then; until then, and without an admission, both
+are empty. What is dated after the discharge belongs to no set, although it may name the admission.
 
 Files of the store:
 
@@ -74,7 +74,7 @@ class CodeSetModality(Modality):
         if missing := [kind for kind in KINDS if not (numbered["kind"] == kind).any()]:
             raise InputError(
                 f"codes: expected a known {missing[0]} in the data, found none. Read diagnoses and drugs "
-                "(data.source.tables), lower codes.min_count, or take a vocabulary of the same codes (codes.vocabulary)."
+                "(data.source.tables), lower codes.min_count, or take a vocabulary of the same codes."
             )
         for kind, member in KINDS.items():
             of_kind = pairs.join(numbered.filter(kind=kind), on="code_id").sort("admission", "id")
@@ -196,6 +196,6 @@ def _read(store: str) -> pl.DataFrame:
         return found.select("kind", "id", "code", "description", "num_admissions")
     except (OSError, pl.exceptions.PolarsError) as error:
         raise InputError(
-            f"codes.vocabulary={store}: expected the folder of a store of code sets, which has {VOCABULARY}, found none "
-            f"({type(error).__name__}). Name a folder below <cache>/stores of a run on the other data."
+            f"codes.vocabulary={store}: expected the folder of a store of code sets, which has {VOCABULARY}, "
+            f"found none ({type(error).__name__}). Name a folder below <cache>/stores of a run on the other data."
         ) from None

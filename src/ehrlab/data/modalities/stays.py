@@ -34,10 +34,7 @@ from typing import ClassVar
 
 import numpy as np
 import polars as pl
-import torch
-from numpy.typing import NDArray
 
-from ehrlab.core.batch import Stays
 from ehrlab.core.errors import InputError
 from ehrlab.core.spec import StaySpec
 from ehrlab.data.cohorts.task import as_strings
@@ -51,6 +48,7 @@ from ehrlab.data.modalities.stay_features import (
     encode,
     read_features,
 )
+from ehrlab.data.modalities.stay_store import StayReader, write
 
 STAYS = "stays.parquet"
 STAY_SCHEMA = pl.Schema(
@@ -64,8 +62,7 @@ STAY_SCHEMA = pl.Schema(
 )
 
 MOST_HOURS = 1000
-_AT_ONCE = 256
-"""Stays that are written into a batch at a time: bounds the memory of the indices, not of the batch."""
+_HOUR = 3_600_000_000  # microseconds
 
 
 @dataclass(frozen=True)
@@ -142,7 +139,7 @@ class StayModality(Modality):
                     f"stays.min_frequency={self.min_frequency}: no feature is shown by as many training stays. Set a "
                     "smaller share, or add vitals to data.source.tables."
                 )
-        self._write(out, parts, kept, features.height, int(num_stored[kept].sum()), table.height)
+        write(out, parts, kept, num_stored, table.height, self.hours)
         shutil.rmtree(spool)
         (
             features.with_columns(num_stays=pl.Series(shown))[kept]
@@ -246,76 +243,10 @@ class StayModality(Modality):
                     & (since < timedelta(hours=self.hours))
                     & (pl.col("visit_id") == pl.col("of_visit")).fill_null(True)
                 )
-                .select(
-                    "stay",
-                    (since.dt.total_microseconds() // _HOUR).cast(pl.UInt16).alias("hour"),
-                    "code_id",
-                    "number",
-                    "text",
-                )  # fmt: skip
+                .with_columns(hour=(since.dt.total_microseconds() // _HOUR).cast(pl.UInt16))
+                .select("stay", "hour", "code_id", "number", "text")
                 .collect()
             )
-
-    def _write(
-        self, out: Path, parts: list[Path], kept: NDArray[np.int64], num_features: int, total: int, num_stays: int
-    ) -> None:
-        """ids.npy, lengths.npy and begin.npy of the spooled parts, with the features `kept` numbered anew."""
-        new_id = np.full(num_features, -1, dtype=np.int32)
-        new_id[kept] = np.arange(len(kept))
-        ids = np.lib.format.open_memmap(out / "ids.npy", mode="w+", dtype=np.uint16, shape=(total,))
-        lengths = np.zeros((num_stays, self.hours), dtype=np.uint16)
-        begin = np.zeros(num_stays, dtype=np.int64)
-        end = 0
-        for path in parts:
-            with np.load(path) as part:
-                stay, old_lengths, old_ids = part["stay"], part["lengths"], part["ids"]
-            renumbered = new_id[old_ids]
-            is_kept = renumbered >= 0
-            hour = np.repeat(np.arange(old_lengths.size), old_lengths.ravel())
-            lengths[stay] = np.bincount(hour[is_kept], minlength=old_lengths.size).reshape(old_lengths.shape)
-            of_stay = lengths[stay].sum(1, dtype=np.int64)
-            begin[stay] = end + np.cumsum(of_stay) - of_stay
-            ids[end : end + of_stay.sum()] = renumbered[is_kept]
-            end += int(of_stay.sum())
-        assert end == total
-        ids.flush()
-        np.save(out / "lengths.npy", lengths)
-        np.save(out / "begin.npy", begin)
-
-
-_HOUR = 3_600_000_000  # microseconds
-
-
-class StayReader:
-    """Stays of the samples `rows`: features B S H F, S the most stays of one of them, at least 1."""
-
-    def __init__(self, store: Path, selection: Path, num_features: int) -> None:
-        self.num_features = num_features
-        self._ids, self._lengths, self._begin = (
-            np.load(store / f"{name}.npy", mmap_mode="r") for name in ("ids", "lengths", "begin")
-        )
-        self._offsets, self._stays = (
-            np.load(selection / f"{name}.npy", mmap_mode="r") for name in ("offsets", "stays")
-        )
-
-    def __call__(self, rows: NDArray[np.int64]) -> Stays:
-        first = self._offsets[rows]
-        count = self._offsets[rows + 1] - first
-        place = np.arange(max(1, int(count.max(initial=0))))
-        mask = place < count[:, None]
-        num_hours = self._lengths.shape[1]
-        features = np.zeros((*mask.shape, num_hours, self.num_features), dtype=np.uint8)
-        flat = features.reshape(-1)
-        slots = np.flatnonzero(mask)  # of each stay: sample after sample, oldest first
-        stays = self._stays[(first[:, None] + place)[mask]]
-        for at in range(0, len(slots), _AT_ONCE):
-            stay, slot = stays[at : at + _AT_ONCE], slots[at : at + _AT_ONCE]
-            lengths = self._lengths[stay]
-            of_stay = lengths.sum(1, dtype=np.int64)
-            source = np.arange(of_stay.sum()) + np.repeat(self._begin[stay] - (np.cumsum(of_stay) - of_stay), of_stay)
-            hour = np.repeat(slot[:, None] * num_hours + np.arange(num_hours), lengths.ravel())
-            flat[hour * self.num_features + self._ids[source]] = 1
-        return Stays(features=torch.from_numpy(features), mask=torch.from_numpy(mask))
 
 
 def stays(meds: MedsDataset) -> pl.DataFrame:
@@ -356,8 +287,8 @@ def stays(meds: MedsDataset) -> pl.DataFrame:
     )
     if found.is_empty():
         raise InputError(
-            "the data hold no intensive-care stay with a beginning and an end (kinds.icu_admission, kinds.icu_discharge)."
-            " Add icu_stays to data.source.tables, or choose a model and a task that need no stays."
+            "the data hold no intensive-care stay with a beginning and an end (kinds.icu_admission, "
+            "kinds.icu_discharge). Add icu_stays to data.source.tables, or choose a model and a task without stays."
         )
     if found["visit_id"].null_count():
         placed = with_admissions(

@@ -1,0 +1,328 @@
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain
+
+import pytest
+import torch
+
+from ehrlab.core.batch import Batch, Text
+from ehrlab.core.errors import InputError
+from ehrlab.core.model import EstimatorPhase, Phase, RiskModel
+from ehrlab.core.spec import DataSpec
+from ehrlab.models.medfuse import MedFuse
+from ehrlab.nn.language import LanguageModel
+from modal_batches import LENGTH, MODAL_SPEC, modal_batch
+from steps import set_gradients, train
+from tiny import build as build_any
+from tiny import model_config
+
+NUM_LABELS = 3
+SPEC = replace(MODAL_SPEC, num_labels=NUM_LABELS, positive_rate=(0.5,) * NUM_LABELS)
+OF_LABS, OF_TEXT = ("labs_mltm", "labs_mlp", "labs_boosting"), ("text_lora", "text_frozen", "text_tfidf")
+RIVALS = (*OF_LABS, *OF_TEXT, "late_fusion", "concat_fusion", "cross_attention")
+VARIANTS = {
+    "medfuse": (),
+    "scratch": ("model.labs=scratch",),
+    "frozen": ("model.text=frozen",),
+    "no text": ("model.text=none",),
+    "no labs": ("model.labs=none",),
+    "not disentangled": ("model.disentangle=false",),
+}
+PHASES = {
+    "medfuse": ["labs", "notes", "fuse"],
+    "scratch": ["notes", "fuse"],
+    "frozen": ["labs", "fuse"],
+    "no text": ["labs", "fuse"],
+    "no labs": ["notes", "fuse"],
+    "not disentangled": ["labs", "notes", "fuse"],
+}
+
+
+def medfuse(*overrides: str, spec: DataSpec = SPEC, seed: int = 0) -> MedFuse:
+    model = build_any("model=medfuse", "model.llm.dtype=float32", *overrides, spec=spec, seed=seed)
+    assert isinstance(model, MedFuse)
+    return model
+
+
+def phase_of(model: RiskModel, name: str) -> Phase:
+    return next(phase for phase in model.phases() if isinstance(phase, Phase) and phase.name == name)
+
+
+def language_model(**settings: object) -> LanguageModel:
+    torch.manual_seed(0)
+    assert SPEC.text is not None
+    llm = LanguageModel(SPEC.text, **settings)  # type: ignore[arg-type]
+    for adapter in llm.adapters.values():  # B begins at 0, and with it every gradient of A
+        adapter.data.normal_(std=0.3)
+    return llm.eval()
+
+
+def text_of(batch: Batch) -> Text:
+    assert batch.text is not None
+    return batch.text
+
+
+def pieces(llm: LanguageModel) -> Iterator[torch.Tensor]:
+    """The language model's own weights."""
+    return (weight for name, weight in llm.base.named_parameters() if "lora_" not in name)
+
+
+@pytest.fixture
+def batch() -> Batch:
+    return modal_batch(6, num_labels=NUM_LABELS)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_phases_are_those_of_what_is_there_to_train(variant: str) -> None:
+    assert [phase.name for phase in medfuse(*VARIANTS[variant]).phases()] == PHASES[variant]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_phase_moves_all_of_its_parameters_and_no_others(variant: str, batch: Batch) -> None:
+    model = medfuse(*VARIANTS[variant])
+    moved: set[str] = set()
+    for phase in model.phases():
+        assert isinstance(phase, Phase)
+        reached: set[int] = set()
+        for _ in range(3):  # B of an adapter is 0 until the first step
+            for turn in phase.turns:
+                params = list(turn.params())
+                set_gradients(params, turn.loss(batch)["loss"])
+                torch.optim.SGD(params, lr=0.1).step()
+                reached |= {id(p) for p in params if p.grad is not None and p.grad.abs().max() > 0}
+        wanted = {id(p) for turn in phase.turns for p in turn.params()}
+        names = {name for name, p in model.named_parameters() if id(p) in wanted - reached}
+        assert names == set()
+        moved |= {name for name, p in model.named_parameters() if id(p) in reached}
+    assert moved == {name for name, _ in model.named_parameters()}
+
+
+def test_estimators_turn_moves_the_estimator_alone_and_the_fusion_never_does(batch: Batch) -> None:
+    model = medfuse()
+    estimator, fusion = phase_of(model, "fuse").turns
+    of_estimator = {name for name, _ in model.named_parameters() if name.startswith("vclub.")}
+    assert of_estimator
+    for turn, moves_the_estimator in ((estimator, True), (fusion, False)):
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        params = list(turn.params())
+        set_gradients(params, turn.loss(batch)["loss"])
+        torch.optim.SGD(params, lr=0.1).step()
+        moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+        assert moved
+        assert moved <= of_estimator if moves_the_estimator else not moved & of_estimator
+
+
+def test_lambda_weighs_the_bound(batch: Batch) -> None:
+    for weight in (0.0, 0.1, 1.0):
+        losses = medfuse(f"model.lambda_mi={weight}").eval().loss(batch)
+        information = losses["mutual_information"].clamp(min=0)
+        torch.testing.assert_close(losses["loss"], losses["risk"] + weight * information)
+
+
+def test_the_mutual_information_that_is_estimated_falls_when_it_is_weighed() -> None:
+    batch = modal_batch(16, num_labels=NUM_LABELS)
+    found = []
+    for weight in (0.0, 5.0):
+        model = medfuse(f"model.lambda_mi={weight}", "model.labs=scratch", "model.text=frozen")
+        train(model, [batch] * 30, learning_rate=5e-3)
+        found.append(model.eval().loss(batch)["mutual_information"].item())
+    assert found[1] < found[0] / 2
+
+
+def test_adapters_leave_the_language_model_bit_identical(batch: Batch) -> None:
+    model = medfuse()
+    llm = model.paths.llm
+    assert llm is not None
+    before = [weight.clone() for weight in pieces(llm)]
+    adapters = [weight.detach().clone() for weight in llm.adapters.values()]
+    train(model, [batch] * 3, learning_rate=0.05)
+    assert all(torch.equal(now, then) for now, then in zip(pieces(llm), before, strict=True))
+    assert all(not torch.equal(now, then) for now, then in zip(llm.adapters.values(), adapters, strict=True))
+
+
+def test_the_language_models_own_weights_are_in_no_state_dict() -> None:
+    model = medfuse()
+    assert {name.rsplit("/", 2)[-2] for name in model.state_dict() if "adapters" in name} == {"default"}
+    of_text = [name for name in model.state_dict() if name.startswith("paths.llm.")]
+    assert of_text
+    assert all("lora_" in name for name in of_text)
+
+
+def test_a_tiny_language_model_is_the_same_whatever_the_seed() -> None:
+    first, other = (medfuse(seed=seed).paths.llm for seed in (0, 1))
+    assert first is not None
+    assert other is not None
+    assert all(torch.equal(a, b) for a, b in zip(pieces(first), pieces(other), strict=True))
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_vectors_that_are_kept_are_those_that_are_computed(batch: Batch, pooling: str) -> None:
+    llm = language_model(pooling=pooling)
+    text = text_of(batch)
+    first, again, computed = llm.frozen(text), llm.frozen(text), llm(text)
+    assert torch.equal(first, again)
+    torch.testing.assert_close(first, computed, rtol=1e-5, atol=1e-6)
+
+
+def test_each_text_is_read_once_while_the_adapters_stand_still(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = language_model()
+    read: list[int] = []
+    forward = type(llm).forward
+    monkeypatch.setattr(type(llm), "forward", lambda self, text: read.append(len(text.ids)) or forward(self, text))
+    text = text_of(batch)
+    llm.frozen(text)
+    llm.frozen(text.map(lambda t: t.flip(0)))
+    assert read == [len({tuple(row[mask].tolist()) for row, mask in zip(text.ids, text.mask)})]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_of_the_adapters_makes_their_vectors_anew(batch: Batch, fused: bool) -> None:
+    llm = language_model()
+    text = text_of(batch)
+    before = llm.frozen(text)
+    params = list(llm.parameters())
+    set_gradients(params, llm(text).square().sum())
+    torch.optim.Adam(params, lr=0.1, fused=fused).step()
+    after = llm.frozen(text)
+    assert not torch.allclose(after, before)
+    torch.testing.assert_close(after, llm(text), rtol=1e-5, atol=1e-6)
+
+
+def test_weights_that_are_loaded_make_their_vectors_anew(batch: Batch) -> None:
+    llm, other = language_model(), language_model()
+    for adapter in other.adapters.values():
+        adapter.data.mul_(2)
+    text = text_of(batch)
+    llm.frozen(text)
+    llm.load_state_dict(other.state_dict())
+    assert torch.equal(llm.frozen(text), other.frozen(text))
+
+
+def test_a_frozen_reading_has_no_dropout_and_gives_the_mode_back(batch: Batch) -> None:
+    llm = language_model(dropout=0.5).train()
+    text = text_of(batch)
+    first = llm.frozen(text)
+    assert llm.training
+    assert llm.base.training
+    torch.testing.assert_close(first, llm.eval()(text), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_padding_and_passes_do_not_change_a_vector(batch: Batch, pooling: str) -> None:
+    text = text_of(batch)
+    wide = Text(*(torch.nn.functional.pad(t, (0, 4)) for t in (text.ids, text.mask)))
+    together = language_model(pooling=pooling)(text)
+    for llm in (language_model(pooling=pooling), language_model(pooling=pooling, tokens_per_pass=LENGTH)):
+        torch.testing.assert_close(llm(wide), together, rtol=1e-4, atol=1e-5)
+
+
+def test_a_text_without_tokens_is_the_vector_0_and_others_are_not(batch: Batch) -> None:
+    vectors = language_model()(text_of(batch))
+    assert text_of(batch).mask.any(1).tolist() == vectors.abs().gt(0).any(1).tolist()
+    assert not text_of(batch).mask[-1].any()
+
+
+def test_last_reads_the_last_real_token_and_mean_all_of_them(batch: Batch) -> None:
+    text = text_of(batch)
+    llm = language_model()
+    states = llm.base(input_ids=text.ids[:1]).last_hidden_state[0]
+    torch.testing.assert_close(llm(text)[0], states[-1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(language_model(pooling="mean")(text)[0], states.mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_weights_in_bfloat16_have_adapters_in_float32(batch: Batch) -> None:
+    llm = language_model(dtype="bfloat16")
+    assert {weight.dtype for weight in pieces(llm)} == {torch.bfloat16}
+    assert {weight.dtype for weight in llm.adapters.values()} == {torch.float32}
+    vectors = llm(text_of(batch))
+    assert vectors.dtype == torch.float32
+    assert torch.allclose(vectors, language_model()(text_of(batch)), atol=0.1)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_needs_are_what_is_read(variant: str, batch: Batch) -> None:
+    settings = model_config("model=medfuse", *VARIANTS[variant])
+    requires, pretrains_on = MedFuse.needs("admission", settings)
+    assert requires == {"labs", "text"} - ({variant.removeprefix("no ")} if variant.startswith("no ") else set())
+    assert pretrains_on == frozenset()
+    unread = {name: None for name in ("visits", "stays", "codes", "notes", "labs", "text") if name not in requires}
+    model = medfuse(*VARIANTS[variant], spec=replace(SPEC, **{n: None for n in unread if n != "visits"}))
+    assert model(replace(batch, **unread)).shape == (6, NUM_LABELS)
+
+
+def test_nothing_to_read_is_refused() -> None:
+    with pytest.raises(InputError, match="something to read"):
+        medfuse("model.text=none", "model.labs=none")
+
+
+def test_phases_that_are_shared_do_not_depend_on_what_they_ignore() -> None:
+    """Else the weights of one run would be loaded into another's."""
+    shapes = []
+    for weight in (0.0, 0.5):
+        model = medfuse(f"model.lambda_mi={weight}")
+        assert all("model.lambda_mi" in phase_of(model, name).ignores for name in ("labs", "notes"))
+        shapes.append({name: value.shape for name, value in model.state_dict().items()})
+    assert shapes[0] == shapes[1]
+
+
+def test_a_language_model_that_knows_fewer_tokens_or_positions_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert SPEC.text is not None
+    small = language_model().base
+    monkeypatch.setattr("ehrlab.nn.language._tiny", lambda spec, dtype: small)
+    with pytest.raises(InputError, match="same place"):
+        LanguageModel(replace(SPEC.text, num_tokens=500))
+    with pytest.raises(InputError, match=r"text\.max_tokens: expected at most the 64"):
+        LanguageModel(replace(SPEC.text, max_tokens=65))
+
+
+def test_adapters_of_layers_that_do_not_exist_are_refused_with_those_that_do() -> None:
+    with pytest.raises(InputError, match=r"one of .*q_proj.*found c_attn"):
+        language_model(targets=("c_attn",))
+
+
+# ---- rivals
+@pytest.mark.parametrize("name", RIVALS)
+def test_rivals_fit_five_admissions(name: str, batch: Batch) -> None:
+    model = build_any(f"model={name}", spec=SPEC)
+    known = batch.map(lambda t: t[:5])  # the last sample has neither tests nor text
+    assert known.labels is not None
+    phase = model.phases()[-1]
+    if isinstance(phase, EstimatorPhase):
+        phase.fit([known] * 20, [known])
+    else:
+        params = list(phase.turns[-1].params())
+        optimiser = torch.optim.Adam(params, lr=0.01)
+        for _ in range(60):
+            set_gradients(params, phase.turns[-1].loss(known)["loss"])
+            optimiser.step()
+    assert torch.equal(model.eval()(known) > 0, known.labels.bool())
+
+
+def test_boosting_stores_its_trees_as_tensors(batch: Batch) -> None:
+    model, other = (build_any("model=labs_boosting", spec=SPEC) for _ in range(2))
+    train(model, [batch] * 4)
+    assert {value.dtype for value in chain(model.state_dict().values())} <= {torch.uint8, torch.long, torch.float32}
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other(batch), model(batch))
+    assert not torch.equal(model(batch)[0], model(batch)[-1])
+
+
+@pytest.mark.parametrize("name", ["labs_boosting", "text_tfidf"])
+def test_a_label_of_one_class_has_its_smoothed_share_as_risk(name: str, batch: Batch) -> None:
+    assert batch.labels is not None
+    labels = torch.cat([batch.labels[:, :2], torch.ones(6, 1)], dim=1)
+    model = build_any(f"model={name}", spec=SPEC)
+    one_class = replace(batch, labels=labels)
+    train(model, [one_class])
+    torch.testing.assert_close(model(batch)[:, 2].sigmoid(), torch.full((6,), 6.5 / 7))
+
+
+def test_tfidf_equals_scikit_learns(batch: Batch) -> None:
+    from sklearn.feature_extraction.text import TfidfTransformer
+
+    model = build_any("model=text_tfidf", spec=SPEC)
+    train(model, [batch])
+    counts = model.counts(text_of(batch)).numpy()  # type: ignore[operator]
+    x = torch.from_numpy(TfidfTransformer(sublinear_tf=True).fit_transform(counts).toarray()).float()
+    expected = x @ model.weight.T + model.bias  # type: ignore[union-attr, operator]
+    torch.testing.assert_close(model(batch), expected, rtol=1e-4, atol=1e-5)
