@@ -35,7 +35,7 @@ def test_trinetx_cohorts_have_the_shape_of_table_1(preset: str, visits: float, c
 
 
 def test_nearly_every_case_finds_three_controls() -> None:
-    pool = records(simulate("amnesia", "trinetx", 6_000, seed=0))
+    pool = records(simulate("amnesia", "trinetx", 4_000, seed=0))
     assert sum(sample.label for sample in match(pool)) >= 0.97 * len(eligible_cases(pool))
 
 

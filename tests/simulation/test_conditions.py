@@ -16,7 +16,7 @@ from ehrlab.simulation.population import Shard
 
 @pytest.fixture(scope="module")
 def shards() -> list[Shard]:
-    return list(simulate("heart_failure", "mimic", 6_000, seed=1))
+    return list(simulate("heart_failure", "mimic", 3_072, seed=1))
 
 
 @pytest.fixture(scope="module")

@@ -258,9 +258,9 @@ def test_risk_equals_the_sum_over_all_paths_of_a_tiny_chain() -> None:
 
 @pytest.fixture(scope="module")
 def pooled() -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Outcome, risk by charts, risk by latent truth of 20,480 patients."""
+    """Outcome, risk by charts, risk by latent truth of 8,192 patients."""
     parts: dict[str, list[np.ndarray]] = {name: [] for name in icu_risk.OUTCOMES}
-    for shard in simulate_spec(SPEC, 20_480, seed=11):
+    for shard in simulate_spec(SPEC, 8_192, seed=11):
         stays = icu.draw_stays(shard)
         for name, outcome in icu_risk.outcome_risk(shard, stays, icu.draw_course(shard, stays)).items():
             parts[name].append(np.stack([outcome.happened, outcome.charts, outcome.latent]))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from ehrlab.data.sources.ids import hash_ids
 from ehrlab.data.sources.mimic3 import Mimic3
 from ehrlab.data.sources.source import Source
 from ehrlab.data.sources.trinetx import open_trinetx
-from ehrlab.simulation import write_mimic3, write_trinetx
+from ehrlab.simulation import spec, write_mimic3, write_trinetx
 from ehrlab.simulation.calibration import NUM_BINS, reliability
 from ehrlab.simulation.chain import NUM_RISK
 from ehrlab.simulation.oracle import write_oracle
@@ -46,6 +47,20 @@ def _hashes(raw: pl.Series) -> pl.Series:
 
 def _question(task: Task) -> dict[str, Any]:
     return {"kind": KINDS[type(task)], **vars(task)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shorter_records() -> Iterator[None]:
+    """Of three years. The laws are the same, and what they cost grows faster than their length.
+
+    The records' own length: benchmarks/calibrate_oracle.py, docs/simulation.md.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("MIMIC", "MIMIC_OUTCOMES"):
+            patch.setattr(spec, name, replace(getattr(spec, name), weeks=156))
+        kidney = replace(population("kidney", "trinetx").shape, weeks=130)
+        patch.setattr(spec, "_TRINETX_OF", {**spec._TRINETX_OF, "kidney": kidney})
+        yield
 
 
 class Populations:
@@ -102,7 +117,7 @@ SETS = ["codes", "codes+time", "codes+labs", "codes+notes", "codes+time+labs", "
 def test_first_diagnosis_on_mimic_is_calibrated_and_gains_by_what_is_known(
     populations: Populations, tmp_path: Path
 ) -> None:
-    label, risks = _risks(populations("mimic", "heart_failure", 4_000), HEART_FAILURE, tmp_path, ["labs", "notes"])
+    label, risks = _risks(populations("mimic", "heart_failure", 8_000), HEART_FAILURE, tmp_path, ["labs", "notes"])
     assert list(risks) == [*SETS, "codes+time+labs+notes", "latent"]
     _assert_calibrated(label, risks)
     _assert_ordered(label, risks, [("codes", "codes+labs"), ("codes+time", "codes+time+notes")])
@@ -116,7 +131,7 @@ def _assert_ordered(label: np.ndarray, risks: Mapping[str, np.ndarray], pairs: l
 
 
 def test_first_diagnosis_on_trinetx_is_calibrated_and_times_tell(populations: Populations, tmp_path: Path) -> None:
-    label, risks = _risks(populations("trinetx", "kidney", 1_200), KIDNEY, tmp_path, ["labs"])
+    label, risks = _risks(populations("trinetx", "kidney", 2_400), KIDNEY, tmp_path, ["labs"])
     assert list(risks) == ["codes", "codes+time", "codes+labs", "codes+time+labs", "latent"]
     _assert_calibrated(label, risks)
     _assert_ordered(label, risks, [("codes+time+labs", "latent")])
@@ -141,30 +156,30 @@ def test_without_a_mechanism_everybody_is_at_the_prior(populations: Populations,
     label, risks = _risks(populations("mimic", "heart_failure", 3_000, null=True), HEART_FAILURE, tmp_path, ["notes"])
     for name, risk in risks.items():
         # Near the record's end it counts how late in it the landmark lies, which no mechanism is needed for.
-        assert np.quantile(np.abs(risk - 0.25), 0.9) < 0.01, name
+        assert np.quantile(np.abs(risk - 0.25), 0.8) < 0.01, name
     _assert_calibrated(label, risks)
 
 
 def test_in_the_visits_own_time_only_their_order_counts(populations: Populations, tmp_path: Path) -> None:
-    label, risks = _risks(populations("trinetx", "kidney", 800, time=0.0), KIDNEY, tmp_path, [])
+    label, risks = _risks(populations("trinetx", "kidney", 1_600, time=0.0), KIDNEY, tmp_path, [])
     _assert_calibrated(label, risks)
     assert np.abs(risks["codes+time"] - risks["codes"]).max() < 0.02
 
 
 def test_strata_hold_the_risk_classes_that_the_population_holds() -> None:
-    spec = population("kidney", "trinetx")
+    kidney = population("kidney", "trinetx")
     age, is_female, is_black, risk = (
         np.concatenate(parts)
         for parts in zip(
             *(
                 (p.age, p.is_female, p.race == RACES.index("black"), p.risk_class)
-                for p in (shard.patients for shard in simulate_spec(spec, 6_000, 1))
+                for p in (shard.patients for shard in simulate_spec(kidney, 6_000, 1))
             ),
             strict=True,
         )
     )
     year = np.random.default_rng(0).random(len(age))
-    shares = Strata(spec.shape, "trinetx", 5).of(age, year, np.zeros(len(age)), is_female, is_black, risk)
+    shares = Strata(kidney.shape, "trinetx", 5).of(age, year, np.zeros(len(age)), is_female, is_black, risk)
     np.testing.assert_allclose(shares.sum(1), 1.0)
     band = known_age("trinetx", age, year, np.zeros(len(age))) // 5
     for group in ((10, True, False), (12, False, False), (11, False, True)):

@@ -136,7 +136,7 @@ def test_prevalence_equals_enumeration() -> None:
 # ----------------------------------------------------------------------------------------------- the RLTF population
 @pytest.fixture(scope="module")
 def shards() -> list[Shard]:
-    return list(simulate(20_480, seed=6))
+    return list(simulate(12_288, seed=6))
 
 
 @pytest.mark.parametrize("when", ["visit 6", "day 500"])

@@ -6,13 +6,12 @@ import json
 import math
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-import pyarrow as pa
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -28,8 +27,6 @@ from ehrlab.core.batch import Tokens
 from ehrlab.core.errors import InputError
 from ehrlab.core.model import LossDict, PreferencePhase
 from ehrlab.data.clinical import ClinicalData
-from ehrlab.data.meds import SPLITS
-from ehrlab.data.tokens import LISTS, SEQUENCE_SCHEMA, TokenDataset
 from ehrlab.models.chiron import Chiron
 from ehrlab.models.rltf import RLTF
 from ehrlab.report.history import read_history
@@ -48,9 +45,10 @@ from ehrlab.training.preference import (
 from ehrlab.training.recipe import Recipe
 from ehrlab.training.runner import load_weights, run_phase
 from probes import Stop, same_tensors
-from sequences import GENERATOR_SPEC, TOKENS, random_sequences, tokens_of
-from stub_data import TRAINER, StubData, stub_data
+from sequences import GENERATOR_SPEC, TOKENS, tokens_of
+from stub_data import TRAINER
 from tiny import CONF
+from token_data import TokenStub, token_stub
 
 CPU = {"use_cpu": True, "bf16": False}
 EPOCHS = 3
@@ -67,42 +65,10 @@ RECIPE = Recipe(
 )
 
 
-@dataclass(frozen=True)
-class TokenStub(StubData):
-    """Records as TokenDataset serves them, of a task whose targets are those of `spec`."""
-
-    token_sets: Mapping[str, TokenDataset]
-
-    @property
-    def _datasets(self) -> dict[str, Any]:
-        return {"tokens": dict(self.token_sets)}
-
-    loader = ClinicalData.loader
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> TokenStub:
     """23 records to train with, 14 of them with a target."""
-    folder = tmp_path_factory.mktemp("tokens")
-    return TokenStub(
-        **{**vars(stub_data()), "spec": GENERATOR_SPEC, "provides": frozenset({"tokens"})},
-        token_sets={split: _dataset(folder / f"{split}.arrow", size, seed) for seed, (split, size) in enumerate(SIZES)},
-    )
-
-
-SIZES = list(zip(SPLITS, (23, 9, 4)))
-
-
-def _dataset(path: Path, size: int, seed: int) -> TokenDataset:
-    tokens = tokens_of(random_sequences([1 + i % 4 for i in range(size)], seed=seed))
-    columns: dict[str, Any] = {"subject_id": range(size), "end_time": range(size)}
-    columns |= {name: [row[real].tolist() for row, real in zip(getattr(tokens, name), tokens.mask)] for name in LISTS}
-    batch = pa.RecordBatch.from_arrays(
-        [pa.array(columns[field.name], field.type) for field in SEQUENCE_SCHEMA], schema=SEQUENCE_SCHEMA
-    )
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SEQUENCE_SCHEMA) as writer:
-        writer.write_batch(batch)
-    return TokenDataset(path)
+    return token_stub(tmp_path_factory.mktemp("tokens"), sizes=(23, 9, 4))
 
 
 def new_model(objective: str = "preference", seed: int = 3, **tune: Any) -> RLTF:
@@ -426,7 +392,7 @@ def identity(task: str, model: Mapping[str, Any], phases: Mapping[str, Any]) -> 
 
 
 def test_a_second_target_finds_the_pretrained_base(data: TokenStub, tmp_path: Path) -> None:
-    """And so does the SFT control; a base of another size does not."""
+    """And so do the SFT control and the base alone; a base of another size does not."""
     base = {"size": "tiny", "base": {}, "_target_": "RLTF"}
     rltf = {**base, "objective": "preference", "tune": {"beta": 0.1}}
     sft = {**base, "objective": "likelihood", "tune": {"beta": 0.1, "lora_rank": 4}}
@@ -434,18 +400,21 @@ def test_a_second_target_finds_the_pretrained_base(data: TokenStub, tmp_path: Pa
         identity("shock", rltf, {"tune": {"batch_size": 8}}),
         identity("septicemia", rltf, {"tune": {"batch_size": 4}}),
         identity("shock", sft, {}),
+        identity("shock", {"size": "tiny", "_target_": "Chiron"}, {"tune": {"batch_size": 8}}),
     ]
-    models = [new_model(), new_model(seed=4, beta=0.3), new_model("likelihood", seed=5)]
+    alone = Chiron(GENERATOR_SPEC, size="tiny")
+    models = [new_model(), new_model(seed=4, beta=0.3), new_model("likelihood", seed=5), alone]
     weights = []
-    for model, content, reused in zip(models, runs, (False, True, True)):
-        pretrain, tune = model.phases()
-        assert not tune.ignores
+    for model, content, reused in zip(models, runs, (False, True, True, True)):
+        pretrain, *tune = model.phases()
+        assert not any(phase.ignores for phase in tune)
         folder = shared_phase_folder(tmp_path, pretrain, content)
         record = run_phase(model, pretrain, data, replace(RECIPE, max_epochs=1), TRAINER, folder, seed=0)
         assert record.get("reused", False) == reused
         weights.append(tensors(model))
     assert same_tensors(weights[0], weights[1])
     assert same_tensors(weights[0], weights[2])
+    assert same_tensors(weights[0], weights[3])
     larger = identity("shock", {**rltf, "size": "small"}, {})
     assert shared_phase_folder(tmp_path, models[0].phases()[0], larger) != folder
 
@@ -458,7 +427,7 @@ def test_weights_of_the_base_alone_fit(tmp_path: Path) -> None:
 # ---- the configs
 def test_configs_state_the_papers_numbers() -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        rltf, sft = (compose("config", [f"model={name}", "training=rltf"]) for name in ("rltf", "sft"))
+        rltf, sft = (compose("config", [f"model={name}"]) for name in ("rltf", "sft"))
     recipe = _recipe(rltf, "tune")
     (group,) = recipe.optimizer([nn.Parameter(torch.zeros(1))]).param_groups
     assert (recipe.batch_size, recipe.max_epochs, group["lr"], group["weight_decay"]) == (8, 6, 1e-5, 0)

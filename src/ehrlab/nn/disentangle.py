@@ -49,8 +49,8 @@ class DisentangledTransformer(nn.Module):
         S_A = SA(A), S_B = SA(B)               specific: self-attention over slots
         S_C = CrossAttn(query C; keys and values S_A, S_B)       common
 
-    A, B and C are projected to `width` first. Every feature is the mean over its tokens, brought to mean 0 and variance 1:
-    longer vectors could else lower a bound on mutual information without end.
+    A, B and C are projected to `width` first. Every feature is the mean over its tokens, brought to mean 0 and variance
+    1: longer vectors could else lower a bound on mutual information without end.
     """
 
     MAX_PROJECTION = 64

@@ -195,10 +195,11 @@ def comparison_table(run_folders: Sequence[Path]) -> Table:
     groups = group_runs(runs)
     simulated = any(group.simulated for group in groups)
     table = Table(title=Text("SIMULATED data: no number is a finding", "bold red") if simulated else None)
-    table.add_column("model", min_width=min(40, max(len(row.name) for group in groups for row in group.rows)))
+    metrics = list(dict.fromkeys(metric for group in groups for metric in group.console_metrics))
+    widest = 40 if len(metrics) <= len(CONSOLE_METRICS) + 1 else 20
+    table.add_column("model", min_width=min(widest, max(len(row.name) for group in groups for row in group.rows)))
     if len(groups) > 1:
         table.add_column("data / task")
-    metrics = list(dict.fromkeys(metric for group in groups for metric in group.console_metrics))
     for metric in metrics:
         # May break at a space where a console is narrow: a number on two lines is read, a name cut short is not.
         table.add_column(MEASURES[metric].label + (" x100" if MEASURES[metric].percent else ""), justify="right")

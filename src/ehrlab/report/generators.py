@@ -8,7 +8,7 @@ from ehrlab.evaluation.comparison import ResampledRow, row_interval
 from ehrlab.evaluation.fidelity import prevalences
 from ehrlab.evaluation.generation import RESAMPLED
 from ehrlab.evaluation.metrics import FloatArray
-from ehrlab.report.collect import Group, Row, metric_header, show, show_range, show_summary, stored_interval
+from ehrlab.report.collect import MEASURES, Group, Row, metric_header, show, show_range, show_summary, stored_interval
 from ehrlab.report.document import Block, Grid, Paragraph, Picture, Section
 from ehrlab.report.figures import Cross, file_name, scatter_figure, tradeoff_figure
 from ehrlab.report.sections import with_interval
@@ -53,6 +53,13 @@ def _tables(group: Group, resampled: Mapping[str, ResampledRow]) -> Section:
         if metrics == LIKENESS:
             rows.append(["floor", *(_floor(group, metric) for metric in metrics)])
         blocks += [Paragraph(text), Grid(["", *map(metric_header, metrics)], rows)]
+        reasons = {
+            f"{MEASURES[metric].label} is undefined: {entry['reason']}."
+            for run in group.runs
+            for metric in metrics
+            if (entry := run.entry(metric)).get("value") is None and "reason" in entry
+        }
+        blocks += [Paragraph(reason) for reason in sorted(reasons)]
     return Section(f"Generated records: {group.title}", blocks)
 
 

@@ -144,29 +144,21 @@ class Future:
             if lag == 0:
                 anyhow[lag] += _value(self.quiet, self._only_visits[index + 1])
             exact[lag, index - lag >= law.weeks] = anyhow[lag, index - lag >= law.weeks] = 0.0
-        # Products of matrices, one per trait: einsum would not know them as such.
         out = np.empty((len(index), num_lags + 1, law.num_traits, num_lags, law.num_states))
-        by_trait = reach.transpose(2, 1, 3, 0, 4).reshape(law.num_traits, -1, num_lags, law.num_states)
-        shape = (law.num_traits, num_lags, law.num_states, len(index))
         for lag in range(num_lags):
-            found = by_trait[:, :, lag] @ exact[lag].transpose(1, 2, 0)
-            out[:, lag] = found.reshape(shape).transpose(3, 0, 1, 2)
-        later = anyhow.transpose(2, 0, 3, 1).reshape(law.num_traits, -1, len(index))
-        found = by_trait.reshape(law.num_traits, by_trait.shape[1], -1) @ later
-        out[:, num_lags] = found.reshape(shape).transpose(3, 0, 1, 2)
+            out[:, lag] = np.einsum("akst,nkt->nkas", reach[lag], exact[lag], optimize=True)
+        out[:, num_lags] = np.einsum("lakst,lnkt->nkas", reach, anyhow, optimize=True)
         return out
 
 
 def _value(moves: Floats, value: Floats) -> Floats:
     """[trait, state, state] @ [..., trait, state]."""
-    return _times(value, moves.swapaxes(1, 2))
+    return np.einsum("kst,...kt->...ks", moves, value, optimize=True)
 
 
 def _times(weight: Floats, moves: Floats) -> Floats:
     """[..., trait, state] @ [trait, state, state]."""
-    by_trait = np.moveaxis(weight, -2, 0)
-    moved = by_trait.reshape(len(moves), -1, moves.shape[1]) @ moves
-    return np.moveaxis(moved.reshape(*by_trait.shape[:-1], moves.shape[2]), 0, -2)
+    return np.einsum("...ks,kst->...kt", weight, moves, optimize=True)
 
 
 def coefficients(law: Law, week: Ints, moment: Floats) -> tuple[Floats, Floats]:
