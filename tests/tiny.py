@@ -57,11 +57,13 @@ def shrink(value: Any) -> Any:
 
 
 @cache
+@cache
 def whole_config(*overrides: str) -> DictConfig:
     """What the command line would compose; a model's config may choose its task there."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(Path(__file__).parent / "conf"), version_base="1.3"):
         # "+variant=as1" is how golden/losses.json and the cases below name a case.
-        return compose("config", [override.removeprefix("+") for override in overrides])
+        named = [override.removeprefix("+") for override in overrides]
+        return compose("model_alone", [f"hydra.searchpath=[file://{CONF}]", *named])
 
 
 @cache
