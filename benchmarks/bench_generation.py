@@ -24,7 +24,7 @@ from ehrlab.training.runner import seed_model
 
 NUM_PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 64, 64, 256
 TOKENS = TokenSpec(num_tokens=8_000, num_places=12, max_tokens=512, max_visits=48, first_code=20)
-SPEC = DataSpec(2, 1, 50, 40, 2, (0.5,), TOKENS)
+SPEC = DataSpec(2, 1, 50, 40, 2, (0.5,), tokens=TOKENS)
 CODES_PER_VISIT = 7
 WARM_UP = 1
 

@@ -1,6 +1,6 @@
 """Writes the tables and the figure of docs/simulation.md that come from runs of the simulator:
 
-    python experiments/simulation/describe.py            all of them: some 40 minutes on a free core
+    python experiments/simulation/describe.py            all of them: a quarter of an hour on a free core, 5 GiB
     python experiments/simulation/describe.py table1     or one: table1, information, calibration
 
 No model is trained. Cohorts of whole records are built by the same code as in `python run.py`, in the same cache. Of

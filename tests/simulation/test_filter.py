@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -459,9 +459,9 @@ def test_death_in_the_last_stay_is_as_likely_as_in_the_enumeration(name: str, is
 class ByWeeks(UntimedFilter):
     """The sums over all placements by the plain recursion over (weeks, visits) of the undiagnosed."""
 
-    def _sums(self, rows: Ints, contour: Contour, home: Floats, seen: Floats) -> Sums:
-        sums = [self._of(row, home[row], seen) for row in rows]
-        return Sums(np.stack([s[0] for s in sums]), np.stack([s[1] for s in sums]))
+    def _sums(self, rows: Ints, contour: Contour, known: Sequence[tuple[Floats, Floats]]) -> list[Sums]:
+        found = [[self._of(row, home[row], seen) for row in rows] for home, seen in known]
+        return [Sums(np.stack([s[0] for s in sums]), np.stack([s[1] for s in sums])) for sums in found]
 
     def _of(self, row: int, home: Floats, seen: Floats) -> tuple[Floats, Floats]:
         law, weeks, visits = self.law, self._weeks[row], self._visits[self._first[row] : self._first[row + 1]]
@@ -510,3 +510,12 @@ def test_contours_sum_over_placements_as_the_recursion_over_weeks_does(preset: s
     seen, told = 0.05 + rng.random((len(week), NUM_EVENTS, NUM_STATES)) ** 2, np.ones((len(week), NUM_FAMILY))
     found, expected = (kind(real, histories).run(seen, told) for kind in (UntimedFilter, ByWeeks))
     np.testing.assert_allclose(found, expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", list(HISTORIES))
+def test_several_kinds_of_evidence_are_each_judged_as_if_alone(name: str) -> None:
+    history = HISTORIES[name]
+    untimed = history.filters(_law(WEEKS, history.stays))[1]
+    evidence = [(history.shown, history.told), (np.ones_like(history.shown), history.told)]
+    for together, single in zip(untimed.runs(evidence), evidence, strict=True):
+        np.testing.assert_allclose(together, untimed.run(*single), rtol=1e-12)

@@ -257,6 +257,12 @@ class SequenceGenerator(Model):
         Errors: InputError for an empty prompt and for one that is longer than the context.
         """
 
+    @abstractmethod
+    def target_probability(
+        self, prompt: Tokens, max_new_tokens: int, num_draws: int, generator: torch.Generator | None = None
+    ) -> Float[Tensor, " B"]:
+        """P(one of the task's targets is in the continuation | prompt), estimated from so many continuations each."""
+
     def phases(self) -> Sequence[AnyPhase]:
         return [
             Phase("pretrain", (Turn(self.loss, self.parameters),), view="tokens", select="loss", ignores=self.ignores)

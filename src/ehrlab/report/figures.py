@@ -280,10 +280,15 @@ def scatter_figure(
 
     def draw(canvas: Canvas) -> None:
         rows = np.atleast_1d(canvas.subplots(1, len(panels), sharex=True, sharey=True))
-        everything = np.concatenate([axis for x, y, _ in panels.values() for axis in (x, y)])
-        ends = [everything.min() / 1.5, everything.max() * 1.5] if len(everything) else [0.1, 1]
+        decades = np.log10(np.concatenate([[0.1, 1], *(axis for x, y, _ in panels.values() for axis in (x, y))]))
+        exponents = np.arange(np.floor(decades.min()), np.ceil(decades.max()) + 1)
+        ends = [10 ** exponents[0], 10 ** exponents[-1]]
+        ticks = {10**exponent: f"{10**exponent:g}" for exponent in exponents}
         for axes, (title, (x, y, marked)) in zip(rows, panels.items()):
             axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends, title=_shown(title), xlabel=x_label)
+            axes.set_xticks(list(ticks), list(ticks.values()))
+            axes.set_yticks(list(ticks), list(ticks.values()))
+            axes.minorticks_off()
             axes.plot(ends, ends, color=_INK, linewidth=0.8, linestyle=":")
             axes.scatter(x[~marked], y[~marked], s=7, color=_COLOURS[0], alpha=0.5, linewidths=0)
             axes.scatter(x[marked], y[marked], s=26, marker="D", color=_COLOURS[1], edgecolors=_INK, linewidths=0.5)

@@ -14,12 +14,11 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from ehrlab.core.batch import Tokens
@@ -64,16 +63,6 @@ class CompletionSettings:
             least = 0 if f.name in ("num_samples", "num_train", "num_synthetic") else 1
             if getattr(self, f.name) < least:
                 raise InputError(f"completion.{f.name}: expected at least {least}, found {getattr(self, f.name)}")
-
-
-@runtime_checkable
-class KnowsTargets(Protocol):
-    """A generator that says how probable the task's targets are in its continuations."""
-
-    def target_probability(
-        self, prompt: Tokens, max_new_tokens: int, num_draws: int, generator: torch.Generator | None = None
-    ) -> Float[Tensor, " B"]:
-        """P(target in continuation | prompt), from so many continuations each."""
 
 
 def judge_generator(
@@ -248,7 +237,6 @@ def _probability(
     model: SequenceGenerator, records: pl.DataFrame, settings: CompletionSettings, seed: int, device: str
 ) -> pl.Series:
     """The model's own P(target in continuation | prompt) of each record, in their order."""
-    assert isinstance(model, KnowsTargets)
     generator = torch.Generator(device).manual_seed(seed)
     found = []
     with torch.no_grad():

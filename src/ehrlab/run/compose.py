@@ -59,7 +59,9 @@ def row_name(model: str, variant: str, overrides: Sequence[str]) -> str:
 def _belongs_to_model(override: str) -> bool:
     """Whether an override speaks of the model on top, not of the protocol that its rivals share."""
     o = OverridesParser.create().parse_override(override)
-    return o.key_or_group in {"model", "variant", "baselines"} or o.key_or_group.startswith(("model.", "model/"))
+    # Phases are a model's own: a rival has others.
+    own = ("model.", "model/", "baselines.", "training.phases.")
+    return o.key_or_group in {"model", "variant", "baselines"} or o.key_or_group.startswith(own)
 
 
 BACKBONE = "backbone"

@@ -44,6 +44,7 @@ from ehrlab.run.store import (
 )
 from ehrlab.run.sweep import index_cohort, index_experiment, index_sweep, show
 from ehrlab.simulation import SPECIFICATION, sequences
+from ehrlab.simulation.spec import representative
 from ehrlab.training.predict import predict
 from ehrlab.training.recipe import Recipe
 from ehrlab.training.runner import (
@@ -173,6 +174,8 @@ def open_source(cfg: DictConfig, tables: Sequence[str]) -> Source:
         settings = {k: v for k, v in plain(cfg.data.simulation).items() if k != "_partial_"}
         if "modalities" in settings and settings["modalities"] is None:
             settings["modalities"] = simulated_for(tables, plain(cfg.data.can_simulate))
+        if "shape" in settings:
+            settings["preset"] = representative(settings["preset"], settings["shape"])
         key = content_hash({**settings, "specification": [SPECIFICATION, sequences.SPECIFICATION]})[:16]
         folder = Path(cfg.paths.cache) / "simulated" / f"{cfg.data.name}-{key}"
         root = build_once(folder, instantiate({**settings, "_partial_": True}))

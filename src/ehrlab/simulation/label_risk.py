@@ -91,9 +91,8 @@ class Admissions:
 
         told_of_network = np.ones_like(told_of_chain)
         wanted = {sign.index for sign in signs if sign.part == CONDITION}
-        present: dict[
-            int, Floats
-        ] = {}  # P(evidence of its component, condition present) / P(evidence of its component)
+        # P(evidence of its component and the condition present) / P(evidence of its component): [visit, week]
+        present: dict[int, Floats] = {}
         for component, law in zip(components(), self.network, strict=True):
             shown = law
             for member in component.members:

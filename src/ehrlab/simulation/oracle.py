@@ -108,15 +108,18 @@ def _beliefs(
     """Information set, and the beliefs at the landmarks of `rows` given it; `visits` are theirs."""
     flags = records.visit_flags[visits]
     codes, patterns = code_likelihood(shape, flags), flags @ (1 << np.arange(flags.shape[1]))
-    for chosen in information_sets(["time", *records.evidence]):
+    told: dict[str, tuple[Floats, Floats]] = {}
+    for chosen in information_sets(list(records.evidence)):
         chain_evidence, family_evidence = codes, np.ones((len(visits), NUM_FAMILY))
-        for name in set(chosen) - {"time"}:
+        for name in chosen:
             chain, family = records.evidence[name]
             chain_evidence, family_evidence = chain_evidence * chain[visits], family_evidence * family[visits]
-        if chosen == ("time",):
-            belief = timed.run(chain_evidence, family_evidence, same=patterns)
-        else:
-            belief = (timed if "time" in chosen else untimed).run(chain_evidence, family_evidence)
+        told["".join(f"+{name}" for name in chosen)] = chain_evidence, family_evidence
+    without_times = dict(zip(told, untimed.runs(list(told.values())), strict=True))
+    for chosen in information_sets(["time", *records.evidence]):
+        key = "".join(f"+{name}" for name in chosen if name != "time")
+        is_timed = "time" in chosen
+        belief = timed.run(*told[key], same=None if key else patterns) if is_timed else without_times.pop(key)
         yield "+".join(("codes", *chosen)), belief
     yield "latent", timed.truth(records.trait[rows], records.states[rows])
 

@@ -309,7 +309,7 @@ def population(preset: str, shape: str) -> Spec:
         raise InputError(f"unknown simulator preset '{preset}': expected one of {', '.join(sorted(PRESETS))}")
     if shape not in SHAPES:
         raise InputError(f"unknown simulator shape '{shape}': expected one of {', '.join(SHAPES)}")
-    if remedy := _NEVER[shape].get(preset):
+    if remedy := _NEVER.get(shape, {}).get(preset):
         raise InputError(
             f"simulator: expected a task whose targets occur in shape '{shape}', but those of '{preset}' do not; "
             f"choose {remedy}, or the patients of another task (data.simulation.preset)"
@@ -317,6 +317,13 @@ def population(preset: str, shape: str) -> Spec:
     disease = DISEASES[PRESETS[preset]]
     mimic = MIMIC_OUTCOMES if preset in _OUTCOMES else MIMIC
     return Spec(disease, {"mimic": mimic, "toy": TOY, "trinetx": _TRINETX_OF[disease.name]}[shape])
+
+
+def representative(preset: str, shape: str) -> str:
+    """One name for all presets of the same population: their patients are the same, and are simulated once."""
+    wanted = population(preset, shape)
+    alike = (name for name in PRESETS if name not in _NEVER.get(shape, {}) and population(name, shape) == wanted)
+    return next(alike)
 
 
 def shapes() -> dict[str, Shape]:

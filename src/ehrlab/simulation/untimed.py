@@ -17,7 +17,7 @@ Against the recursion over weeks, both are exact to 1e-7 (tested).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -137,26 +137,36 @@ class UntimedFilter:
 
     def run(self, chain_evidence: Floats, family_evidence: Floats) -> Floats:
         """Beliefs [patient, trait, ahead, state]; arguments as of Filter.run."""
+        return self.runs([(chain_evidence, family_evidence)])[0]
+
+    def runs(self, evidence: Sequence[tuple[Floats, Floats]]) -> list[Floats]:
+        """As `run`, for several of its arguments: what depends on times alone is computed once for all."""
         law, n = self.law, self._histories.num_patients
         going_on = self._histories.going_on
-        seen = np.where(going_on[:, None, None], 1.0, chain_evidence)
-        family = np.where(going_on[:, None], 1.0, family_evidence)[:, law.has_family]
-        start = self._start(seen, family)
-        out = np.zeros((n, law.num_traits, law.stays.longest + 1, law.num_states))
-        home = self._blocked_entry(start)
         alone = (self._num_later == 0) & (self._weeks < 0)
         only = np.flatnonzero(alone)
-        if self._is_survived:
-            out[only, :, 0] = home[only]
-        else:
-            out[only, :, self._entry_blocks[only]] = start[only]
-        rest = np.flatnonzero(~alone)
-        for rows, contour in self._groups(rest):
-            sums = self._sums(rows, contour, home, seen)
-            out[rows] = self._at_landmark(rows, sums)
+        known: list[tuple[Floats, Floats]] = []
+        beliefs: list[Floats] = []
+        for chain_evidence, family_evidence in evidence:
+            seen = np.where(going_on[:, None, None], 1.0, chain_evidence)
+            family = np.where(going_on[:, None], 1.0, family_evidence)[:, law.has_family]
+            start = self._start(seen, family)
+            out: Floats = np.zeros((n, law.num_traits, law.stays.longest + 1, law.num_states))
+            home = self._blocked_entry(start)
+            if self._is_survived:
+                out[only, :, 0] = home[only]
+            else:
+                out[only, :, self._entry_blocks[only]] = start[only]
+            known.append((home, seen))
+            beliefs.append(out)
+        for rows, contour in self._groups(np.flatnonzero(~alone)):
+            for out, sums in zip(beliefs, self._sums(rows, contour, known), strict=True):
+                out[rows] = self._at_landmark(rows, sums)
         # Of what is next to impossible, rounding may leave less than nothing.
-        out = np.maximum(out, 0.0)
-        return out / out.sum((1, 2, 3), keepdims=True)
+        for out in beliefs:
+            np.maximum(out, 0.0, out=out)
+            out /= out.sum((1, 2, 3), keepdims=True)
+        return beliefs
 
     def _start(self, seen: Floats, family: Floats) -> Floats:
         """[patient, trait, state] in the entry week."""
@@ -243,37 +253,48 @@ class UntimedFilter:
             for begin in range(0, len(group), _MOST_ROWS):
                 yield group[begin : begin + _MOST_ROWS], contour
 
-    def _sums(self, rows: Ints, contour: Contour, home: Floats, seen: Floats) -> Sums:
+    def _sums(self, rows: Ints, contour: Contour, known: Sequence[tuple[Floats, Floats]]) -> list[Sums]:
+        """For each (home, seen) of `known`."""
         law, num_lags, later = self.law, self.law.stays.longest + 1, self._num_later[rows]
-        out = Sums(
-            np.zeros((len(rows), law.num_traits, law.num_states)),
-            np.zeros((len(rows), num_lags, law.num_traits, law.num_states)),
-        )
-        scales: dict[int, Floats] = {}
+        statuses = (False, True) if (self._diagnosed[rows] <= later).any() else (False,)
+        found = [
+            Sums(
+                np.zeros((len(rows), law.num_traits, law.num_states)),
+                np.zeros((len(rows), num_lags, law.num_traits, law.num_states)),
+            )
+            for _ in known
+        ]
+        scales: list[dict[int, Floats]] = [{} for _ in known]
         at_once = int(np.clip(_AT_ONCE // len(rows), 2, len(contour.z)))
         for begin in range(0, len(contour.z), at_once):
             z, weight = contour.z[begin : begin + at_once], contour.weight[begin : begin + at_once]
-            for ordinal, (arrived, at_home) in enumerate(self._series(rows, z, home, seen, scales)):
-                ends = slice(*np.searchsorted(-later, (-ordinal, 1 - ordinal)))
-                power = weight[:, None] * np.exp(-np.log(z)[:, None] * self._weeks[rows[ends]])
-                out.home[ends] += _real(power, at_home[:, :, :, ends])
-                for ago in range(num_lags if ordinal else 0):
-                    out.arrivals[ends, ago] += _real(power * z[:, None] ** ago, arrived[:, :, :, ends])
-        return out
+            at = {status: self._status[status].at(z) for status in statuses}
+            for out, own_scales, (home, seen) in zip(found, scales, known, strict=True):
+                for ordinal, (arrived, at_home) in enumerate(self._series(rows, at, home, seen, own_scales)):
+                    ends = slice(*np.searchsorted(-later, (-ordinal, 1 - ordinal)))
+                    power = weight[:, None] * np.exp(-np.log(z)[:, None] * self._weeks[rows[ends]])
+                    out.home[ends] += _real(power, at_home[:, :, :, ends])
+                    for ago in range(num_lags if ordinal else 0):
+                        out.arrivals[ends, ago] += _real(power * z[:, None] ** ago, arrived[:, :, :, ends])
+        return found
 
     def _series(
-        self, rows: Ints, z: Complex, home: Floats, seen: Floats, scales: dict[int, Floats]
+        self,
+        rows: Ints,
+        at: Mapping[bool, tuple[Floats, Floats]],
+        home: Floats,
+        seen: Floats,
+        scales: dict[int, Floats],
     ) -> Iterator[tuple[Floats, Floats]]:
         """After 0, 1, ... later visits: in the week of that visit, and at home after it.
 
         Each [trait, point, 2, patient, state], where the 2 are the real and the imaginary part and the patients those
         with so many later visits, the first of `rows`. The first pass fills `scales`, by which it and all further ones
-        divide.
+        divide. `at` is _Status.at of the points, by status.
         """
         law, later, made = self.law, self._num_later[rows], self._diagnosed[rows]
-        statuses = (False, True) if (made <= later).any() else (False,)
-        at = {status: self._status[status].at(z) for status in statuses}
-        now = np.empty((law.num_traits, len(z), 2, len(rows), law.num_states))
+        num_points = next(iter(at.values()))[0].shape[1]
+        now = np.empty((law.num_traits, num_points, 2, len(rows), law.num_states))
         start = np.moveaxis(home[rows], 1, 0)[:, None]
         for status, (stays_home, _) in at.items():
             mine = _which((made == 0) == status)

@@ -1,0 +1,45 @@
+"""Models of several modalities from raw tables to a report at toy size: MedHMP at its three levels, MEDFuse, rivals."""
+
+import json
+
+import polars as pl
+import pytest
+
+FEW_EPOCHS = tuple(f"training.phases.{name}.max_epochs=1" for name in ("stay", "admission", "finetune"))
+MEDHMP = ("model=medhmp", "model.embed_dim=8", "notes.max_tokens=8", *FEW_EPOCHS)
+MEDFUSE = (
+    *("model=medfuse", "protocol=medfuse_tiny", "text.max_tokens=16", "model.mltm.depth=2", "model.mltm.width=8"),
+    *("training.phases.labs.max_epochs=1", "training.max_epochs=1"),
+)
+CASES = {
+    "medhmp, stay": (*MEDHMP, "task=mortality_48h", "baselines.models=[f_cnn]"),
+    "medhmp, admission": (*MEDHMP, "task=readmission_30d", "baselines.models=[notes_mlp]"),
+    "medhmp, patient": (*MEDHMP, "task=heart_failure", "model.body.embed_dim=8"),
+    "medfuse": (*MEDFUSE, "task=ten_conditions", "baselines.models=[text_tfidf]"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_runs_from_raw_tables_to_a_report(cli, results, case):
+    done = cli(*CASES[case], "data=toy", "trainer=smoke")
+    assert (done.code, done.err.replace("\n", "")[-300:] if done.code else "") == (0, "")
+    assert "SIMULATED" in done.out
+    runs = list(results.glob("toy/*/*/*/seed=0"))
+    assert len(runs) == 1 + ("baselines" in " ".join(CASES[case]))
+    for run in runs:
+        predictions = pl.read_parquet(run / "predictions.parquet")
+        keys = [name for name in ("subject_id", "prediction_time", "label") if name in predictions.columns]
+        assert not predictions.select(keys).is_duplicated().any()
+        assert predictions["predicted_boolean_probability"].is_between(0, 1).all()
+        metrics = json.loads((run / "metrics.json").read_text())
+        assert 0 <= metrics["held_out"]["pr_auc"]["value"] <= 1
+        assert len(metrics.get("labels", {})) == (10 if "medfuse" in case else 0)
+
+
+def test_pretraining_is_shared_by_the_tasks(cli, results):
+    for task in ("mortality_48h", "shock_48h"):
+        done = cli(*MEDHMP, f"task={task}", "data=toy", "trainer=smoke")
+        assert done.code == 0, done.err[-300:]
+    assert len(list(results.glob("phases/stay-*/DONE"))) == 1
+    assert len(list(results.glob("phases/admission-*/DONE"))) == 1
+    assert len(list(results.glob("toy/*/*/*/seed=0/DONE"))) == 2
