@@ -293,7 +293,8 @@ def _judge(
         predictions.write_parquet(beside)
     metrics = evaluate(predictions, **bootstrap)
     if exact is not None:
-        metrics["oracle"], best = exact.judge(predictions, model.requires, **bootstrap)
+        requires, _ = model.needs(data.spec.unit, plain(cfg.model))
+        metrics["oracle"], best = exact.judge(predictions, requires, **bootstrap)
         if best is not None:
             with replacing(run.path / "oracle.parquet") as beside:
                 best.write_parquet(beside)
