@@ -54,9 +54,10 @@ def test_a_generator_trained_on_shuffled_labels_is_of_no_use():
             utility.predict(shuffled_labels(world(num=1200, seed=seed), seed), SPEC, FAST, trained_on=["synthetic"]),
             "synthetic",
         )
-        for seed in range(3)
+        for seed in range(12)
     ]
-    assert np.mean(found) == pytest.approx(0.5, abs=0.05)
+    # What chance ties to a cause in training it ties to that cause in all of the test: .085 from seed to seed.
+    assert np.mean(found) == pytest.approx(0.5, abs=3 * 0.085 / np.sqrt(12))
 
 
 def test_prompts_without_the_target_teach_nothing(predictions):

@@ -103,7 +103,7 @@ def test_a_misspelt_setting(cli):
 
 
 def test_a_modality_that_the_data_lack(refused):
-    line = refused(*TINY, "model._target_=probes.NeedsNotes")
+    line = refused(*TINY, "model._target_=probes.NeedsNotes", "data.source.tables=[diagnoses]")
     assert "model 'lstm' needs {notes, visits}" in line
     assert "does not provide {notes}" in line
 
