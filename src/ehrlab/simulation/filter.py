@@ -205,14 +205,16 @@ class Filter:
         known_moves: dict[tuple[bool, bool, bool, int], Floats] = {}
         for number, step in enumerate(self._steps):
             was_diagnosed = histories.diagnosed[step.patient] < step.week
-            for status in (False, True):
+            for status in np.unique(was_diagnosed).tolist():
+                mine = step.of(was_diagnosed == status)
                 for action, name in ((_QUIET, "quiet"), (_BLOCKED, "blocked")):
-                    waiting = step.of((was_diagnosed == status) & (step.action == action))
-                    self._wait(belief, waiting, status, name)
+                    if (waiting := mine.action == action).any():
+                        self._wait(belief, mine.of(waiting), status, name)
+                is_first = histories.diagnosed[mine.patient] == mine.week
                 for first in (False, True):
-                    chosen = (was_diagnosed == status) & (step.action == _VISIT)
-                    chosen &= (histories.diagnosed[step.patient] == step.week) == first
-                    visiting = step.of(chosen)
+                    if not (chosen := (mine.action == _VISIT) & (is_first == first)).any():
+                        continue
+                    visiting = mine.of(chosen)
                     survived = histories.visit_survived[self._visit[visiting.patient, visiting.week]]
                     for known in (False, True):
                         self._see(
