@@ -1,6 +1,6 @@
 """Training samples per CPU-second of MedDiffusion's fifteen models, and their peak memory.
 
-    python benchmarks/bench_baselines.py [--width 128] [--models lstm,retain] [--repeats 5]   -> benchmarks/baselines.json
+    python benchmarks/bench_baselines.py [--width 128] [--models lstm,retain] [--repeats 5] -> benchmarks/baselines.json
 
 The batch of bench_step.py: 64 patients x 39 visits x 4.7 codes out of 8,800, one thread. Models, optimiser and clipping
 come from conf/, every width of 256 there becomes --width. A model of several phases has a line for each that takes

@@ -1,6 +1,8 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -10,7 +12,9 @@ from ehrlab.core.errors import InputError
 from ehrlab.core.model import EstimatorPhase, Phase, RiskModel
 from ehrlab.core.spec import DataSpec
 from ehrlab.models.medfuse import MedFuse
-from ehrlab.nn.language import LanguageModel
+from ehrlab.nn.language import LanguageModel, _Vectors
+from ehrlab.run.compose import plain
+from ehrlab.run.store import shared_phase_folder
 from modal_batches import LENGTH, MODAL_SPEC, modal_batch
 from steps import set_gradients, train
 from tiny import build as build_any
@@ -166,6 +170,7 @@ def test_vectors_that_are_kept_are_those_that_are_computed(batch: Batch, pooling
 
 def test_each_text_is_read_once_while_the_adapters_stand_still(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
     llm = language_model()
+    monkeypatch.setattr("ehrlab.nn.language._vectors", _Vectors())
     read: list[int] = []
     forward = type(llm).forward
     monkeypatch.setattr(type(llm), "forward", lambda self, text: read.append(len(text.ids)) or forward(self, text))
@@ -255,14 +260,76 @@ def test_nothing_to_read_is_refused() -> None:
         medfuse("model.text=none", "model.labs=none")
 
 
-def test_phases_that_are_shared_do_not_depend_on_what_they_ignore() -> None:
-    """Else the weights of one run would be loaded into another's."""
-    shapes = []
-    for weight in (0.0, 0.5):
-        model = medfuse(f"model.lambda_mi={weight}")
-        assert all("model.lambda_mi" in phase_of(model, name).ignores for name in ("labs", "notes"))
-        shapes.append({name: value.shape for name, value in model.state_dict().items()})
-    assert shapes[0] == shapes[1]
+SHARING = (
+    ("model=medfuse",),
+    ("model=medfuse", "model.labs=scratch"),
+    ("model=medfuse", "model.disentangle=false"),
+    ("model=medfuse", "model.lambda_mi=0.5"),
+    ("model=late_fusion",),
+    ("model=concat_fusion",),
+    ("model=cross_attention",),
+)
+
+
+def folder_of(name: str, model: RiskModel, overrides: tuple[str, ...]) -> str:
+    identity = {
+        "model": plain(model_config(*overrides)),
+        "training": {"phases": {"fuse": {"lr": len(overrides)}}},
+        "data": "",
+    }
+    return shared_phase_folder(Path(), phase_of(model, name), identity).name
+
+
+@pytest.mark.parametrize("overrides", SHARING, ids=lambda overrides: overrides[-1])
+@pytest.mark.parametrize("name", ["labs", "notes"])
+def test_what_comes_before_the_fusion_is_trained_once_for_all_that_fuse(name: str, overrides: tuple[str, ...]) -> None:
+    """The same folder, the same weights to begin with, and what one leaves fits into the other and changes no more."""
+    first = medfuse()
+    model = build_any(*overrides, "model.llm.dtype=float32", spec=SPEC)
+    if name == "labs" and "model.labs=scratch" in overrides:
+        return
+    assert folder_of(name, model, overrides) == folder_of(name, first, ("model=medfuse",))
+    for one in (first, model):
+        phase_of(one, name).begin()
+    left, begun = first.state_dict(), model.state_dict()
+    assert left
+    assert left.keys() == begun.keys()
+    assert all(torch.equal(begun[key], tensor) for key, tensor in left.items())
+    phase_of(model, "fuse").begin()
+    whole = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    model.load_state_dict({key: tensor + 1 for key, tensor in left.items()})
+    phase_of(model, "fuse").begin()
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(tensor, whole[key] + (1 if key in left else 0))
+
+
+@pytest.mark.parametrize("override", ["model.mltm.depth=3", "model.llm.rank=4"])
+def test_settings_of_a_path_make_another_phase_of_it_alone(override: str) -> None:
+    names = {"model.mltm.depth=3": "labs", "model.llm.rank=4": "notes"}
+    model, other = medfuse(), medfuse(override)
+    for name in ("labs", "notes"):
+        same = folder_of(name, model, ("model=medfuse",)) == folder_of(name, other, ("model=medfuse", override))
+        assert same == (name != names[override])
+
+
+def test_methods_that_agree_in_their_language_model_read_texts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ehrlab.nn.language._vectors", _Vectors())
+    batch = modal_batch(4, num_labels=NUM_LABELS)
+    vectors = language_model().frozen(text_of(batch))
+    same, other = language_model(), language_model(pooling="mean")
+    for llm in (same, other):
+        monkeypatch.setattr(llm, "forward", Mock(side_effect=AssertionError("read again")))
+    assert torch.equal(same.frozen(text_of(batch)), vectors)
+    with pytest.raises(AssertionError, match="read again"):
+        other.frozen(text_of(batch))
+
+
+def test_vectors_of_the_readers_that_were_not_asked_for_longest_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ehrlab.nn.language.MOST_KEPT", 8)
+    vectors = _Vectors()
+    for reader in (b"a", b"b", b"a", b"c"):
+        vectors.of(reader)[b"text"] = torch.zeros(2)
+    assert [bool(vectors.of(reader)) for reader in (b"a", b"c", b"b")] == [True, True, False]
 
 
 def test_a_language_model_that_knows_fewer_tokens_or_positions_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,7 @@ class Phase:
              the last turn's loss, the lowest; "last" = the last epoch, where no score says how good the players are
     ignores  dotted config keys that do not influence this phase. Not empty: the phase is shared. It is trained once
              per content hash of everything else and found again by every run that agrees on the rest.
+    reads    keys of `model` that influence a shared phase, where other models have the same one; None: all
     begin    called once before the phase's first step (freeze, initialise from an earlier phase, ...)
     """
 
@@ -52,6 +53,7 @@ class Phase:
     view: str = "samples"
     select: Literal["risk", "loss", "last"] = "risk"
     ignores: frozenset[str] = frozenset()
+    reads: frozenset[str] | None = None
     begin: Callable[[], None] = lambda: None
 
 

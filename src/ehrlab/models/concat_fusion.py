@@ -1,6 +1,6 @@
 """Fusion by concatenation: a multilayer perceptron on the vectors of both modalities side by side."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,16 +8,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ehrlab.core.batch import Batch
-from ehrlab.core.model import AnyPhase, Phase, RiskModel, Turn
 from ehrlab.core.spec import DataSpec
-from ehrlab.nn.labs_and_text import LabsAndText
+from ehrlab.nn.labs_and_text import LabsAndTextModel
 
 
-class ConcatFusion(RiskModel):
+class ConcatFusion(LabsAndTextModel):
     """logits = MLP([z_A, z_B]). Both paths are trained before as MEDFuse's; mltm and llm are its settings."""
-
-    requires = frozenset({"labs", "text"})
-    reads_order = False
 
     def __init__(
         self,
@@ -27,8 +23,7 @@ class ConcatFusion(RiskModel):
         hidden_dim: int = 64,
         dropout: float = 0.1,
     ) -> None:
-        super().__init__()
-        self.paths = LabsAndText(spec, "mltm", "lora", mltm, llm)
+        super().__init__(spec, mltm, llm)
         self.norm_text = nn.LayerNorm(self.paths.text_dim)
         self.layers = nn.Sequential(
             nn.Linear(self.paths.labs_dim + self.paths.text_dim, hidden_dim),
@@ -40,10 +35,3 @@ class ConcatFusion(RiskModel):
     def forward(self, batch: Batch) -> Float[Tensor, "B K"]:
         z_a, z_b = self.paths(batch)
         return self.layers(torch.cat([z_a, self.norm_text(z_b)], dim=1))
-
-    def phases(self) -> Sequence[AnyPhase]:
-        return [*self.paths.phases(frozenset({"training.phases.fuse"})), Phase("fuse", (Turn(self.loss, self._fused),))]
-
-    def _fused(self) -> list[nn.Parameter]:
-        fusion = [*self.norm_text.parameters(), *self.layers.parameters()]
-        return [*self.paths.trained_with_the_fusion(), *fusion]

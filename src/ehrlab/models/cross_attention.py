@@ -1,6 +1,6 @@
 """Fusion by cross-attention without disentangling: each modality asks the other; nothing is kept apart or joint."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,21 +8,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ehrlab.core.batch import Batch
-from ehrlab.core.model import AnyPhase, Phase, RiskModel, Turn
 from ehrlab.core.spec import DataSpec
 from ehrlab.nn.disentangle import CrossAttention
-from ehrlab.nn.labs_and_text import LabsAndText
+from ehrlab.nn.labs_and_text import LabsAndTextModel
 
 
-class CrossAttentionFusion(RiskModel):
+class CrossAttentionFusion(LabsAndTextModel):
     """num_slots projections of each vector are its tokens, as in MEDFuse's transformer, of which the joint C = A (x) B,
     the mutual information and the dense fusion are left out.
 
     Both paths are trained before as MEDFuse's; mltm and llm are its settings.
     """
-
-    requires = frozenset({"labs", "text"})
-    reads_order = False
 
     def __init__(
         self,
@@ -34,8 +30,7 @@ class CrossAttentionFusion(RiskModel):
         num_heads: int = 4,
         dropout: float = 0.1,
     ) -> None:
-        super().__init__()
-        self.paths = LabsAndText(spec, "mltm", "lora", mltm, llm)
+        super().__init__(spec, mltm, llm)
         self.slots = (num_slots, width)
 
         def project(dim: int) -> nn.Sequential:
@@ -50,11 +45,3 @@ class CrossAttentionFusion(RiskModel):
         z_a, z_b = self.paths(batch)
         a, b = self.project_a(z_a).unflatten(1, self.slots), self.project_b(z_b).unflatten(1, self.slots)
         return self.head(torch.cat([self.a_asks_b(a, b).mean(1), self.b_asks_a(b, a).mean(1)], dim=1))
-
-    def phases(self) -> Sequence[AnyPhase]:
-        return [*self.paths.phases(frozenset({"training.phases.fuse"})), Phase("fuse", (Turn(self.loss, self._fused),))]
-
-    def _fused(self) -> list[nn.Parameter]:
-        parts = (self.project_a, self.project_b, self.a_asks_b, self.b_asks_a, self.head)
-        fusion = [parameter for part in parts for parameter in part.parameters()]
-        return [*self.paths.trained_with_the_fusion(), *fusion]

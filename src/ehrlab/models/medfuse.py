@@ -14,17 +14,14 @@ from torch import Tensor, nn
 
 from ehrlab.core.batch import Batch
 from ehrlab.core.errors import InputError
-from ehrlab.core.model import AnyPhase, LossDict, Phase, RiskModel, Turn
+from ehrlab.core.model import LossDict, Turn
 from ehrlab.core.spec import DataSpec
 from ehrlab.nn.disentangle import DenseFusion, DisentangledTransformer, residual
-from ehrlab.nn.labs_and_text import LabsAndText, fields_read
+from ehrlab.nn.labs_and_text import LabsAndTextModel, fields_read
 from ehrlab.nn.vclub import VClub
 
-AFTER = frozenset({"model.lambda_mi", "training.phases.fuse"})
-"""Settings of the fusion that change neither what comes before it nor the shapes of its own weights."""
 
-
-class MedFuse(RiskModel):
+class MedFuse(LabsAndTextModel):
     """L = BCE + lambda_mi max(0, I_vCLUB(S_A, S_B ; S_C))
 
     No mutual information is below 0: an estimate that is says that q has fallen behind, and is not lowered further.
@@ -36,9 +33,6 @@ class MedFuse(RiskModel):
     estimator_dim, estimator_moves   hidden width of q; its moves before each of the fusion's
     hidden_dim, depth, dropout       of the dense fusion
     """
-
-    requires = frozenset({"labs", "text"})
-    reads_order = False
 
     def __init__(
         self,
@@ -56,11 +50,10 @@ class MedFuse(RiskModel):
         depth: int = 2,
         dropout: float = 0.1,
     ) -> None:
-        super().__init__()
         if lambda_mi < 0:
             raise InputError(f"model.lambda_mi: expected at least 0, found {lambda_mi}")
+        super().__init__(spec, mltm, llm, labs, text)
         self.lambda_mi, self.estimator_moves = lambda_mi, estimator_moves
-        self.paths = LabsAndText(spec, labs, text, mltm, llm)
         a_dim, b_dim = self.paths.labs_dim, self.paths.text_dim
         self.disentangle: DisentangledTransformer | None = None
         self.vclub: VClub | None = None
@@ -112,16 +105,12 @@ class MedFuse(RiskModel):
             s_a, s_b, s_c = self.features(batch)
         return {"loss": self.vclub.negative_log_likelihood(torch.cat([s_a, s_b], dim=1), s_c)}
 
-    def phases(self) -> Sequence[AnyPhase]:
-        turns = [Turn(self.loss, self._fused)]
-        if self.vclub is not None:
-            turns.insert(0, Turn(self.estimator_loss, self.vclub.parameters, "estimator", self.estimator_moves))
-        return [*self.paths.phases(AFTER), Phase("fuse", tuple(turns))]
+    def turns(self) -> Sequence[Turn]:
+        fuse = Turn(self.loss, self.trained_last)
+        if self.vclub is None:
+            return [fuse]
+        return [Turn(self.estimator_loss, self.vclub.parameters, "estimator", self.estimator_moves), fuse]
 
-    def _fused(self) -> Iterable[nn.Parameter]:
-        """Everything but the estimator, the adapters, and what only pretraining needs."""
-        parts: list[nn.Module] = [self.fusion, self.head]
-        if self.disentangle is not None:
-            parts += [self.disentangle, self.f_a, self.f_b]
-        fused = [parameter for part in parts for parameter in part.parameters()]
-        return [*self.paths.trained_with_the_fusion(), *fused]
+    def trained_last(self) -> Iterable[nn.Parameter]:
+        of_estimator = set() if self.vclub is None else set(self.vclub.parameters())
+        return [parameter for parameter in super().trained_last() if parameter not in of_estimator]

@@ -287,7 +287,7 @@ class MedHMP(RiskModel):
         ):
             if level in self.learned:
                 begin = partial(self._weights.enter, level)
-                found.append(Phase(level, (self._turn(loss, level),), view, "loss", ignores, begin))
+                found.append(Phase(level, (self._turn(loss, level),), view, "loss", ignores, begin=begin))
         return [*found, Phase("finetune", (self._turn(self.loss, f"{self.unit} task"),), begin=self._begin_task)]
 
     def _turn(self, loss: Callable[[Batch], LossDict], trains: str) -> Turn:

@@ -4,8 +4,10 @@ Phase "labs" pretrains the encoder of tests by masking (nn/mltm.py); phase "note
 on the labels (nn/language.py). What comes after them reads `forward`, in which the language model stands still.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -13,13 +15,16 @@ from torch import Tensor, nn
 
 from ehrlab.core.batch import Batch
 from ehrlab.core.errors import InputError
-from ehrlab.core.model import LossDict, Phase, Turn
+from ehrlab.core.model import AnyPhase, LossDict, Phase, RiskModel, Turn
 from ehrlab.core.spec import DataSpec
 from ehrlab.nn.language import LanguageModel, text_head
 from ehrlab.nn.mltm import LabDecoder, LabEncoder, draw_mask, masked_lab_loss
+from ehrlab.nn.phase_weights import PhaseWeights
 
 LABS = ("mltm", "scratch", "none")
 TEXT = ("lora", "frozen", "none")
+LEAVES = {"labs": ("paths.encoder", "paths.decoder"), "notes": ("paths.llm", "paths.note_head")}
+"""Submodules whose weights a phase leaves for other models."""
 
 
 def fields_read(labs: str, text: str) -> frozenset[str]:
@@ -46,13 +51,13 @@ class LabsAndText(nn.Module):
         self.llm: LanguageModel | None = None
         self.note_head: nn.Sequential | None = None
         self.mask_ratio = 0.75
-        if labs != "none":
-            self._build_labs(spec, pretrained=labs == "mltm", **mltm)
-        if text != "none":
+        if text != "none":  # first: then adapters begin with the same weights whatever reads the tests
             assert spec.text is not None
             self.llm = LanguageModel(spec.text, **{**llm, **({} if text == "lora" else {"rank": 0})})
             if len(self.llm.adapters):
                 self.note_head = text_head(self.llm, spec.num_labels)
+        if labs != "none":
+            self._build_labs(spec, pretrained=labs == "mltm", **mltm)
 
     def _build_labs(
         self,
@@ -121,17 +126,18 @@ class LabsAndText(nn.Module):
         assert batch.labels is not None
         return {"loss": F.binary_cross_entropy_with_logits(self.note_logits(batch), batch.labels)}
 
-    def phases(self, ignores: frozenset[str]) -> list[Phase]:
-        """`ignores`: config keys of what comes after."""
+    def phases(self) -> list[Phase]:
+        """Of each path that has something to learn before the fusion."""
         found = []
         if self.decoder is not None:
             turn = Turn(self.masked_lab_loss, self._lab_parameters)
-            later = frozenset({"training.phases.notes"})
-            found.append(Phase("labs", (turn,), select="loss", ignores=ignores | later))
+            ignores = frozenset({"training.phases.notes", "training.phases.fuse"})
+            found.append(Phase("labs", (turn,), select="loss", ignores=ignores, reads=frozenset({"mltm"})))
         if self.note_head is not None:
             turn = Turn(self.note_loss, self._note_parameters)
+            ignores = frozenset({"training.phases.labs", "training.phases.fuse"})
             # "loss": the model's forward is the fusion's, of which nothing is trained yet
-            found.append(Phase("notes", (turn,), select="loss", ignores=ignores))
+            found.append(Phase("notes", (turn,), select="loss", ignores=ignores, reads=frozenset({"llm"})))
         return found
 
     def _lab_parameters(self) -> Sequence[nn.Parameter]:
@@ -146,3 +152,36 @@ class LabsAndText(nn.Module):
 
     def trained_with_the_fusion(self) -> list[nn.Parameter]:
         return [] if self.encoder is None else list(self.encoder.parameters())
+
+
+class LabsAndTextModel(RiskModel):
+    """Both paths, and what a model builds on them, which is trained in the last phase with the encoder of tests.
+
+    The phases before are the same for all such models that agree in `mltm` and `llm`, and are trained once for them.
+    A subclass calls super().__init__ before it builds anything: then the paths begin with the same weights in all.
+    """
+
+    requires = frozenset({"labs", "text"})
+    reads_order = False
+    last_phase: ClassVar[str] = "fuse"
+
+    def __init__(
+        self, spec: DataSpec, mltm: Mapping[str, Any], llm: Mapping[str, Any], labs: str = "mltm", text: str = "lora"
+    ) -> None:
+        super().__init__()
+        self.paths = LabsAndText(spec, labs, text, mltm, llm)
+        self._weights = PhaseWeights(self, LEAVES)
+
+    def turns(self) -> Sequence[Turn]:
+        """Of the last phase."""
+        return [Turn(self.loss, self.trained_last)]
+
+    def trained_last(self) -> Iterable[nn.Parameter]:
+        own = [p for name, child in self.named_children() if name != "paths" for p in child.parameters()]
+        return [*self.paths.trained_with_the_fusion(), *own]
+
+    def phases(self) -> Sequence[AnyPhase]:
+        last = Phase(self.last_phase, tuple(self.turns()))
+        return [
+            replace(phase, begin=partial(self._weights.enter, phase.name)) for phase in (*self.paths.phases(), last)
+        ]

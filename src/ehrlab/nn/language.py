@@ -4,7 +4,8 @@ Hu et al. 2021 (arXiv 2106.09685) for the adapters, through peft. The cost of ev
 
 * Texts of one batch are read in passes of similar length, without attention masks: padding is on the right, and a
   causal model's earlier tokens do not see it.
-* Of a model that stands still, each text is read once: its vector is kept under the hash of its tokens.
+* Of a model that stands still, each text is read once in a process, whichever method asks: its vector is kept under the
+  hashes of the weights and of its tokens.
 * The model's own weights are in no state dict. They come from their files, never change, and are 540 MB even of the
   smallest model here.
 """
@@ -17,6 +18,7 @@ from contextlib import nullcontext, redirect_stderr
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from jaxtyping import Float, Int
@@ -33,6 +35,8 @@ from ehrlab.core.spec import TextSpec
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+MOST_KEPT = 2**30
+"""Bytes of vectors in memory: those of models that stood still before are dropped, the oldest first."""
 
 
 def load_language_model(
@@ -192,8 +196,7 @@ class LanguageModel(nn.Module):
             "language model %s: %.1f million weights, frozen, %.2f million in adapters; texts of at most %d tokens",
             *(spec.model, base.num_parameters() / 1e6 - num_adapted / 1e6, num_adapted / 1e6, spec.max_tokens),
         )
-        self._known: dict[bytes, Tensor] = {}
-        self._known_of = b""
+        self._reader = repr((spec, dtype, four_bit, rank, alpha, pooling)).encode()
 
     @property
     def base(self) -> PreTrainedModel:
@@ -234,19 +237,39 @@ class LanguageModel(nn.Module):
         Vectors are kept in memory (4 kB each for a width of 1,000) and written nowhere.
         """
         # By content: fused optimisers write to a tensor without raising its version.
-        adapters = _digest(*(weight.cpu().numpy() for weight in self.adapters.values()))
-        if adapters != self._known_of:
-            self._known, self._known_of = {}, adapters
+        weights = (weight.cpu().numpy() for weight in self.adapters.values())
+        known = _vectors.of(_digest(np.frombuffer(self._reader, np.uint8), *weights))
         ids, lengths = text.ids.cpu().numpy(), text.mask.sum(1).tolist()
         keys = [_digest(row[:length]) for row, length in zip(ids, lengths)]
-        new = {key: row for row, key in enumerate(keys) if key not in self._known}
+        new = {key: row for row, key in enumerate(keys) if key not in known}
         if new:
             was_training = self.training
             rows = list(new.values())
             vectors = self.eval()(Text(text.ids[rows], text.mask[rows])).cpu()
-            self._known |= {key: vector.clone() for key, vector in zip(new, vectors)}
+            known.update({key: vector.clone() for key, vector in zip(new, vectors)})
             self.train(was_training)
-        return torch.stack([self._known[key] for key in keys]).to(text.ids.device)
+        return torch.stack([known[key] for key in keys]).to(text.ids.device)
+
+
+class _Vectors:
+    """What models that stand still have read in this process: reader -> text -> vector."""
+
+    def __init__(self) -> None:
+        self._read: dict[bytes, dict[bytes, Tensor]] = {}
+
+    def of(self, reader: bytes) -> dict[bytes, Tensor]:
+        """The texts of a reader, which becomes the last to be dropped."""
+        known = self._read.pop(reader, {})
+        while self._read and self._size() > MOST_KEPT:
+            del self._read[next(iter(self._read))]
+        self._read[reader] = known
+        return known
+
+    def _size(self) -> int:
+        return sum(len(known) * next(iter(known.values())).nbytes for known in self._read.values() if known)
+
+
+_vectors = _Vectors()
 
 
 def _digest(*arrays: NDArray[Any]) -> bytes:

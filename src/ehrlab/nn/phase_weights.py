@@ -17,46 +17,49 @@ WEIGHTS = "model.safetensors"
 
 
 class PhaseWeights:
-    """Confines a model's state dict to the children that a phase has to do with.
+    """Confines a model's state dict to the parts that a phase has to do with.
 
     A phase that several runs share (Phase.ignores) is trained once, by whichever comes first. The others load what it
     left into models with another head or body, which must be neither in the file nor expected there. So: between
-    `enter("stay")` and the next phase, state_dict() holds only these children; and a state dict that holds exactly the
-    children of a known phase leaves the rest of the model as it is. Everything else is loaded as strictly as ever.
+    `enter("stay")` and the next phase, state_dict() holds only these parts; and a state dict that holds exactly the
+    parts of a known phase leaves the rest of the model as it is. Everything else is loaded as strictly as ever.
 
-    children   phase -> names of the model's children; names that the model does not have are passed over
+    parts   phase -> dotted names of submodules; names that the model does not have are passed over
     """
 
-    def __init__(self, model: nn.Module, children: Mapping[str, Collection[str]]) -> None:
-        self.children = {phase: frozenset(names) for phase, names in children.items()}
+    def __init__(self, model: nn.Module, parts: Mapping[str, Collection[str]]) -> None:
+        self.parts = {phase: tuple(f"{name}." for name in names) for phase, names in parts.items()}
         self.phase: str | None = None
         # torch writes an attribute on the hook, which a bound method cannot have.
         model.register_state_dict_post_hook(partial(PhaseWeights._drop, self))
         model.register_load_state_dict_pre_hook(self._complete)
 
     def enter(self, phase: str) -> None:
-        """`phase` begins; one that is not among `children` leaves everything."""
-        self.phase = phase if phase in self.children else None
+        """`phase` begins; one that is not among `parts` leaves everything."""
+        self.phase = phase if phase in self.parts else None
 
     def _drop(self, model: nn.Module, state: dict[str, Tensor], prefix: str, local_metadata: dict[str, Any]) -> None:
         if self.phase is None:
             return
         for key in [key for key in state if key.startswith(prefix)]:
-            if key.removeprefix(prefix).split(".")[0] not in self.children[self.phase]:
+            if not key.removeprefix(prefix).startswith(self.parts[self.phase]):
                 del state[key]
 
     def _complete(self, model: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-        own = {name: child.state_dict(prefix=f"{prefix}{name}.") for name, child in model.named_children()}
-        own = {name: held for name, held in own.items() if held}
-        found = {key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)}
+        # Of the children: the model's own state dict is what the hook confines.
+        own = {
+            f"{name}.{key}": tensor
+            for name, child in model.named_children()
+            for key, tensor in child.state_dict().items()
+        }
+        found = {key.removeprefix(prefix) for key in state if key.startswith(prefix)}
         if found == set(own):
             self.phase = None
             return
-        for phase, names in self.children.items():
-            if found == names & set(own):
+        for phase, names in self.parts.items():
+            if found == {key for key in own if key.startswith(names)}:
                 self.phase = phase  # what was loaded as a part is saved as one
-                for name in set(own) - found:
-                    state.update(own[name])
+                state.update({f"{prefix}{key}": own[key] for key in set(own) - found})
                 return
 
 

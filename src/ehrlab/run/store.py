@@ -13,7 +13,7 @@ from typing import Any
 
 from ehrlab.core.errors import InputError
 from ehrlab.core.files import locked, write_whole
-from ehrlab.core.model import AnyPhase
+from ehrlab.core.model import AnyPhase, Phase
 
 DONE = "DONE"
 
@@ -47,6 +47,8 @@ def write_json(path: Path, content: Any) -> None:
 def shared_phase_folder(results: Path, phase: AnyPhase, identity: Mapping[str, Any]) -> Path:
     """Where a phase lies that several runs share: named by all that determines it, so that it is trained once."""
     kept = without(identity, phase.ignores)
+    if isinstance(phase, Phase) and phase.reads is not None:
+        kept["model"] = {key: value for key, value in kept["model"].items() if key in phase.reads}
     return results / "phases" / f"{phase.name}-{content_hash(kept)[:16]}"
 
 
