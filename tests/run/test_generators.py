@@ -34,7 +34,7 @@ def page(done):
 
 
 def test_rltf_stands_beside_its_rivals(cli, results):
-    done = cli("model=rltf", "baselines=rltf4", *TINY)
+    done = cli("model=rltf", *TINY)
     assert (done.code, done.err) == (0, "")
     runs = {path.parts[-4]: path.parent for path in results.glob("sequences/fluid_electrolyte/*/*/seed=0/DONE")}
     assert {name.split("-")[0] for name in runs} == {"rltf", "chiron", "sft", "lstm_generator", "halo"}
