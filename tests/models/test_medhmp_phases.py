@@ -199,3 +199,15 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None
     with pytest.raises(InputError, match=r"expected stay_encoder.* of shape .*found") as error:
         phase(wide, "finetune").begin()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("modality", "what"), [("stays", "stay_encoder"), ("codes", "diagnoses"), ("notes", "notes")])
+def test_weights_for_other_input_of_the_same_size_are_refused(modality: str, what: str, tmp_path: Path) -> None:
+    donor = build("admission", seed=1)
+    safetensors.torch.save_file(donor.state_dict(), tmp_path / "model.safetensors")
+    name = "encoder" if modality == "notes" else "content"
+    other = replace(getattr(MODAL_SPEC, modality), **{name: "of another hospital"})
+    spec = replace(MODAL_SPEC, unit="admission", **{modality: other})
+    model = MedHMP(spec, BODIES["lstm"], embed_dim=E, demographics_dim=5, pretrained=str(tmp_path))
+    with pytest.raises(InputError, match=rf"expected {what} to read .*Give the vocabularies"):
+        phase(model, "finetune").begin()

@@ -36,6 +36,25 @@ def test_runs_from_raw_tables_to_a_report(cli, results, case):
         assert len(metrics.get("labels", {})) == (10 if "medfuse" in case else 0)
 
 
+def test_what_one_hospital_taught_is_taken_to_another(cli, results):
+    """Table 11: weights of the pretraining, vocabularies of the data that it saw, another hospital's patients."""
+    first = cli(*MEDHMP, "task=mortality_48h", "data=toy", "trainer=smoke")
+    assert first.code == 0, first.err[-300:]
+    (provenance,) = results.glob("toy/*/*/*/seed=0/provenance.json")
+    stores = json.loads(provenance.read_text())["stores"]
+    (weights,) = results.glob("phases/admission-*")
+    vocabularies = tuple(f"{name}.vocabulary={stores[name]}" for name in ("stays", "codes"))
+    taken = (f"model.pretrained={weights}", *vocabularies)
+    again = cli(*MEDHMP, *taken, "task=shock_48h", "data=toy", "data.simulation.seed=7", "trainer=smoke")
+    assert again.code == 0, again.err[-300:]
+    assert len(list(results.glob("phases/*/DONE"))) == 2  # none was trained in the second hospital
+    (run,) = results.glob("toy/shock_48h/*/*/seed=0")
+    assert [phase.name for phase in (run / "phases").iterdir()] == ["finetune"]
+    lost = cli(*MEDHMP, taken[0], "task=shock_48h", "data=toy", "data.simulation.seed=8", "trainer=smoke")
+    assert lost.code != 0  # without the first hospital's vocabularies the weights do not fit
+    assert "Give the vocabularies of the data that it was trained on" in " ".join(lost.err.split()), lost.err[-600:]
+
+
 def test_pretraining_is_shared_by_the_tasks(cli, results):
     for task in ("mortality_48h", "shock_48h"):
         done = cli(*MEDHMP, f"task={task}", "data=toy", "trainer=smoke")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -31,21 +31,29 @@ class TokenSpec:
 
 @dataclass(frozen=True)
 class StaySpec:
-    """Sizes of Batch.stays: S <= max_stays, H = num_hours, F = num_features."""
+    """Sizes of Batch.stays: S <= max_stays, H = num_hours, F = num_features.
+
+    content  names what each feature means: weights for other features of the same number must not be taken
+    """
 
     num_features: int
     num_hours: int
     max_stays: int
+    content: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
 class CodeSetSpec:
-    """Sizes of the vocabularies of Batch.codes, padding id 0 included."""
+    """Sizes of the vocabularies of Batch.codes, padding id 0 included.
+
+    of_visit_codes  the diagnosis id of each id of Batch.visits.codes, 0 where the vocabulary of diagnoses lacks it
+    content         names what each id means, as StaySpec's
+    """
 
     num_diagnoses: int
     num_drugs: int
     of_visit_codes: tuple[int, ...] = ()
-    """The diagnosis id of each id of Batch.visits.codes, 0 where the vocabulary of diagnoses lacks it."""
+    content: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -57,10 +65,11 @@ class LabSpec:
 
 @dataclass(frozen=True)
 class NoteSpec:
-    """Batch.notes: N <= max_notes, E = dim."""
+    """Batch.notes: N <= max_notes, E = dim; encoder: whose vectors they are."""
 
     dim: int
     max_notes: int
+    encoder: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)

@@ -126,6 +126,10 @@ class ClinicalData:
             data._check_labelled()
         return data
 
+    def stores(self) -> dict[str, Path]:
+        """Where each modality lies as it was derived, with the vocabulary that it was read by."""
+        return {name: one.store for name, one in _widest(self.selected).items()}
+
     def _check_labelled(self) -> None:
         labels = self.dataset(SPLITS[0]).labels
         if len(labels) == 0 or labels.min(0).any() or not labels.max(0).all():

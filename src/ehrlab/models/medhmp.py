@@ -26,7 +26,7 @@ from ehrlab.nn.contrast import in_chunks, info_nce
 from ehrlab.nn.embedding import CodeSum, VisitEmbedding
 from ehrlab.nn.encode import masked_mean
 from ehrlab.nn.fusion import AttentionPool, FeedForward
-from ehrlab.nn.phase_weights import PhaseWeights, take_weights
+from ehrlab.nn.phase_weights import PhaseWeights, mark, take_weights
 from ehrlab.nn.stay_encoder import StayDecoder, StayEncoder
 from ehrlab.nn.stays import last_stay
 
@@ -189,6 +189,14 @@ class MedHMP(RiskModel):
         else:
             first = [stream()] if of_admission else []
             self.head = nn.Sequential(*first, nn.Dropout(dropout_head), nn.Linear(embed_dim, spec.num_labels))
+        contents = {
+            "stay_encoder": stays.content if stays else "",
+            **dict.fromkeys(("diagnoses", "drugs"), codes.content if codes else ""),
+            "notes": notes.encoder if notes else "",
+        }
+        for name, child in self.named_children():
+            if name in contents:
+                mark(child, contents[name])
         self._weights = PhaseWeights(self, LEAVES)
 
     # ---- the task

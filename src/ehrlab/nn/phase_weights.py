@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -14,6 +16,13 @@ from torch import Tensor, nn
 from ehrlab.core.errors import InputError
 
 WEIGHTS = "model.safetensors"
+READS = "reads"
+
+
+def mark(module: nn.Module, content: str) -> None:
+    """Let a module's weights say of what input they are: `take_weights` refuses them for another of the same size."""
+    digest = hashlib.sha256(content.encode()).digest()[:16]
+    module.register_buffer(READS, torch.tensor(list(digest), dtype=torch.uint8))
 
 
 class PhaseWeights:
@@ -76,7 +85,7 @@ def take_weights(
     setting  who named the path, for the error; `remedy` is its end
     adapt    (name, given, own) -> what is taken of a tensor
 
-    Errors: InputError where the file cannot be read, lacks a tensor, or has one of another shape.
+    Errors: InputError where the file cannot be read, lacks a tensor, has one of another shape, or is of other input.
     """
     file = path / WEIGHTS if path.is_dir() else path
     try:
@@ -98,4 +107,9 @@ def take_weights(
             if taken[key].shape != own.shape:
                 shapes = tuple(own.shape), tuple(tensors[full].shape)
                 raise InputError(f"{setting}={path}: expected {full} of shape {shapes[0]}, found {shapes[1]}. {remedy}")
+            if key == READS and not torch.equal(taken[key], own):
+                raise InputError(
+                    f"{setting}={path}: expected {name} to read the features, codes or vectors of these data, found "
+                    f"weights that were trained on others. {remedy}"
+                )
         child.load_state_dict(taken)

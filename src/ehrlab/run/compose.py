@@ -43,10 +43,13 @@ def row_name(model: str, variant: str, overrides: Sequence[str]) -> str:
     'meddiffusion lambda_s=0.1'
     >>> row_name("meddiffusion", "as1", ["model/augmenter=medgan", "training.optimizer.lr=0.01"])
     'meddiffusion as1 augmenter=medgan training.optimizer.lr=0.01'
+    >>> row_name("medhmp", "none", ["model.pretrained=results/phases/admission-8f83"])
+    'medhmp pretrained=admission-8f83'
     """
     changed = []
     for o in OverridesParser.create().parse_overrides(list(overrides)):
-        key, value = o.key_or_group, o.get_value_element_as_str()
+        # Of a path its last part: the rest is where this machine keeps it.
+        key, value = o.key_or_group, o.get_value_element_as_str().rstrip("/").rsplit("/", 1)[-1]
         if key.startswith(("model.", "model/")):
             changed.append(f"{key[len('model.') :]}={value}")
         elif key.startswith(("training.", "visits.")):

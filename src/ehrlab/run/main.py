@@ -376,7 +376,8 @@ def _record(
     save_weights(model, run.path / WEIGHTS)
     write_whole(run.path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     write_json(run.path / "metrics.json", metrics)
-    write_json(run.path / "provenance.json", origin)
+    stores = {name: str(store.resolve()) for name, store in data.stores().items()}
+    write_json(run.path / "provenance.json", {**origin, "stores": stores})
     write_json(run.path / "cohort.json", asdict(data.cohort))
     about = {
         "row": entry.row,

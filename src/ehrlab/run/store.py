@@ -16,6 +16,8 @@ from ehrlab.core.files import locked, write_whole
 from ehrlab.core.model import AnyPhase, Phase
 
 DONE = "DONE"
+LONGEST_NAME = 160
+"""Characters of a folder's name; file systems know 255 bytes, and what is written below adds to it."""
 
 
 def content_hash(content: Mapping[str, Any]) -> str:
@@ -24,8 +26,15 @@ def content_hash(content: Mapping[str, Any]) -> str:
 
 
 def slug(text: str) -> str:
-    """A folder name: letters, digits and ._=+- stay, everything else becomes a dash."""
-    return re.sub(r"[^A-Za-z0-9._=+-]+", "-", text).strip("-")
+    """A folder name: letters, digits and ._=+- stay, everything else becomes a dash; a long one ends in its hash.
+
+    >>> slug("medhmp pretrain=[stay]"), len(slug("x" * 500))
+    ('medhmp-pretrain=-stay', 160)
+    """
+    name = re.sub(r"[^A-Za-z0-9._=+-]+", "-", text).strip("-")
+    if len(name) <= LONGEST_NAME:
+        return name
+    return f"{name[: LONGEST_NAME - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def differing_keys(old: Any, new: Any, path: str = "") -> list[str]:

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from ehrlab.core.batch import CodeSets
 from ehrlab.core.errors import InputError
 from ehrlab.core.spec import CodeSetSpec
+from ehrlab.data.cache import content_key
 from ehrlab.data.meds import SPLITS, MedsDataset
 from ehrlab.data.modalities.base import Modality, admissions
 
@@ -104,6 +105,7 @@ class CodeSetModality(Modality):
             num_diagnoses=1 + counts["diagnosis"],
             num_drugs=1 + counts["drug"],
             of_visit_codes=tuple(ids.get(code, 0) for code in visit_codes),
+            content=content_key(vocabulary.select("kind", "id", "code").rows()),
         )
 
     def fingerprint(self) -> str | None:

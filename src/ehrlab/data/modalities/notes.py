@@ -146,7 +146,7 @@ class NoteModality(Modality):
 
     def spec(self, store: Path) -> NoteSpec:
         description = json.loads((store / _DESCRIPTION).read_text(encoding="utf-8"))
-        return NoteSpec(dim=description["dim"], max_notes=self.max_notes)
+        return NoteSpec(dim=description["dim"], max_notes=self.max_notes, encoder=description["encoder"])
 
 
 class NoteReader:

@@ -37,6 +37,7 @@ import polars as pl
 
 from ehrlab.core.errors import InputError
 from ehrlab.core.spec import StaySpec
+from ehrlab.data.cache import content_key
 from ehrlab.data.cohorts.task import as_strings
 from ehrlab.data.meds import SPLITS, MedsDataset
 from ehrlab.data.modalities.base import Modality, admissions, with_admissions
@@ -170,8 +171,8 @@ class StayModality(Modality):
         return StayReader(store, selection, self.spec(store).num_features)
 
     def spec(self, store: Path) -> StaySpec:
-        num_features = pl.scan_parquet(store / FEATURES).select(pl.len()).collect().item()
-        return StaySpec(num_features=num_features, num_hours=self.hours, max_stays=self.max_stays)
+        features = pl.read_parquet(store / FEATURES).select(FEATURE_SCHEMA.names())
+        return StaySpec(features.height, self.hours, self.max_stays, content_key(self.hours, features.rows()))
 
     def fingerprint(self) -> str | None:
         if self.vocabulary is None:
