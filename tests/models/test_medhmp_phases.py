@@ -8,6 +8,7 @@ from torch import nn
 
 from ehrlab.core.errors import InputError
 from ehrlab.models.medhmp import MedHMP
+from ehrlab.nn.phase_weights import weights_digest
 from ehrlab.run.store import without
 from modal_batches import MODAL_SPEC, modal_batch
 from steps import gradient_phases, set_gradients
@@ -211,3 +212,14 @@ def test_weights_for_other_input_of_the_same_size_are_refused(modality: str, wha
     model = MedHMP(spec, BODIES["lstm"], embed_dim=E, demographics_dim=5, pretrained=str(tmp_path))
     with pytest.raises(InputError, match=rf"expected {what} to read .*Give the vocabularies"):
         phase(model, "finetune").begin()
+
+
+def test_pretrained_weights_are_known_by_their_content(tmp_path: Path) -> None:
+    for seed, name in ((1, "one"), (1, "same"), (2, "other")):
+        (tmp_path / name).mkdir()
+        safetensors.torch.save_file(build("stay", seed=seed).state_dict(), tmp_path / name / "model.safetensors")
+    digests = [weights_digest(tmp_path / name, "model.pretrained") for name in ("one", "same", "other")]
+    assert digests[0] == digests[1] != digests[2]
+    assert weights_digest(tmp_path / "one" / "model.safetensors", "model.pretrained") == digests[0]
+    with pytest.raises(InputError, match=r"model.pretrained=.*expected weights"):
+        weights_digest(tmp_path / "none", "model.pretrained")

@@ -87,14 +87,10 @@ def take_weights(
 
     Errors: InputError where the file cannot be read, lacks a tensor, has one of another shape, or is of other input.
     """
-    file = path / WEIGHTS if path.is_dir() else path
     try:
-        tensors = load_file(file)
+        tensors = load_file(_file(path))
     except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"{setting}={path}: expected weights, a .safetensors file or the folder of a run or phase with {WEIGHTS}, "
-            f"found none that can be read ({type(error).__name__}). Check the path."
-        ) from error
+        raise _unreadable(path, setting, error) from error
     for name, child in model.named_children():
         if name not in children:
             continue
@@ -113,3 +109,23 @@ def take_weights(
                     f"weights that were trained on others. {remedy}"
                 )
         child.load_state_dict(taken)
+
+
+def weights_digest(path: Path, setting: str) -> str:
+    """Names the content of weights, wherever they lie. InputError where none can be read."""
+    try:
+        with _file(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise _unreadable(path, setting, error) from error
+
+
+def _file(path: Path) -> Path:
+    return path / WEIGHTS if path.is_dir() else path
+
+
+def _unreadable(path: Path, setting: str, error: Exception) -> InputError:
+    return InputError(
+        f"{setting}={path}: expected weights, a .safetensors file or the folder of a run or phase with {WEIGHTS}, "
+        f"found none that can be read ({type(error).__name__}). Check the path."
+    )

@@ -30,6 +30,7 @@ from ehrlab.data.cohorts.task import Task
 from ehrlab.data.prepare import MODAL, Wanted, prepare
 from ehrlab.data.sources.source import Source, simulated_for
 from ehrlab.evaluation.risk import evaluate
+from ehrlab.nn.phase_weights import weights_digest
 from ehrlab.run.completion import CompletionSettings, judge_generator
 from ehrlab.run.compose import Entry, entries, is_multirun, plain, seeds
 from ehrlab.run.generated import ANALYSES, write_analysis
@@ -237,6 +238,8 @@ def identity(entry: Entry, seed: int, data: ClinicalData) -> dict[str, Any]:
     model: type[Model] = get_class(cfg.model._target_)
     if "tokens" in model.requires:
         kept |= {name: plain(cfg[name]) for name in ("tokens", "completion")}
+    if (pretrained := kept["model"].get("pretrained")) is not None:
+        kept["model"]["pretrained"] = weights_digest(Path(pretrained), "model.pretrained")
     if data.records is not None:
         kept["records"] = data.records
     return {**kept, "data": data.fingerprint, "precision": str(cfg.trainer.precision), "seed": seed}
