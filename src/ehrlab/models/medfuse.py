@@ -22,9 +22,11 @@ from ehrlab.nn.vclub import VClub
 
 
 class MedFuse(LabsAndTextModel):
-    """L = BCE + lambda_mi max(0, I_vCLUB(S_A, S_B ; S_C))
+    """L = BCE + lambda_mi max(0, I_vCLUB(S_A, S_B ; S_C)) / D
 
-    No mutual information is below 0: an estimate that is says that q has fallen behind, and is not lowered further.
+    BCE is a mean over labels, and so the information, a sum over the D entries of S_C, is a mean over these: else lambda
+    would weigh another loss at another width. No mutual information is below 0: an estimate that is says that q has
+    fallen behind, and is not lowered further.
 
     labs          mltm, scratch (without the masked pretraining) or none
     text          lora, frozen or none
@@ -92,7 +94,7 @@ class MedFuse(LabsAndTextModel):
             return super().loss(batch)
         s_a, s_b, s_c = self.features(batch)
         risk = F.binary_cross_entropy_with_logits(self.classify((s_a, s_b, s_c)), batch.labels)
-        information = self.vclub.bound(torch.cat([s_a, s_b], dim=1), s_c)
+        information = self.vclub.bound(torch.cat([s_a, s_b], dim=1), s_c) / s_c.shape[1]
         return {
             "loss": risk + self.lambda_mi * information.clamp(min=0),
             "risk": risk,
