@@ -5,6 +5,9 @@ import json
 import polars as pl
 import pytest
 
+from ehrlab.report.collect import group_runs
+from ehrlab.report.runs import load_runs
+
 FEW_EPOCHS = tuple(f"training.phases.{name}.max_epochs=1" for name in ("stay", "admission", "finetune"))
 MEDHMP = ("model=medhmp", "model.embed_dim=8", "notes.max_tokens=8", *FEW_EPOCHS)
 MEDFUSE = (
@@ -53,6 +56,18 @@ def test_what_one_hospital_taught_is_taken_to_another(cli, results):
     lost = cli(*MEDHMP, taken[0], "task=shock_48h", "data=toy", "data.simulation.seed=8", "trainer=smoke")
     assert lost.code != 0  # without the first hospital's vocabularies the weights do not fit
     assert "Give the vocabularies of the data that it was trained on" in " ".join(lost.err.split()), lost.err[-600:]
+
+
+def test_models_that_read_different_tables_are_compared_on_the_same_samples(cli, results):
+    """Each job of a sweep reads what its model needs; one column of the report must hold them all."""
+    jobs = (("model=notes_mlp", "notes.max_tokens=8"), (*MEDHMP, "model.pretrain=[]"))
+    for job in jobs:
+        done = cli(*job, "task=readmission_30d", "data=toy", "trainer=smoke")
+        assert done.code == 0, done.err[-300:]
+    runs = load_runs([path.parent for path in results.glob("toy/*/*/*/seed=0/DONE")])[0]
+    assert len({run.provenance["data"] for run in runs}) == len(jobs)
+    (group,) = group_runs(runs)
+    assert {row.name.split()[0] for row in group.rows} == {"notes_mlp", "medhmp"}
 
 
 def test_pretraining_is_shared_by_the_tasks(cli, results):

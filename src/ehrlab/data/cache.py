@@ -13,15 +13,15 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from ehrlab.core.errors import InputError
-from ehrlab.core.files import locked
+from ehrlab.core.files import locked, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,7 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
             # Under the lock nobody else can be at work on these: they are what a killed process left.
             _remove(tmp)
             _remove(folder)
+            folder.with_name(f"{folder.name}.content").unlink(missing_ok=True)
             tmp.mkdir()
             build(tmp)
             _write_listing(tmp)
@@ -67,6 +68,29 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
         finally:
             _remove(tmp)
     return folder
+
+
+def folder_digest(folder: Path, leave_out: Collection[str] = ()) -> str:
+    """32 hex digits that name the content of a folder of `build_once`, wherever it came from.
+
+    Two data sets that differ elsewhere give the same digest where this stage made the same of both. It is computed once
+    and kept beside the folder.
+
+    leave_out   names of files that do not count
+    """
+    kept = folder.with_name(f"{folder.name}.content")
+    listing: dict[str, int] = json.loads((folder / FILES).read_text(encoding="utf-8"))
+    names = sorted(set(listing) - set(leave_out))
+    if kept.exists():
+        digests: dict[str, str] = json.loads(kept.read_text(encoding="utf-8"))
+    else:
+        digests = {}
+        for name in sorted(listing):
+            with (folder / name).open("rb") as file:
+                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        with suppress(OSError):  # a cache that is lent for reading only
+            write_whole(kept, json.dumps(digests, indent=1))
+    return content_key([[name, digests[name]] for name in names])
 
 
 def _is_whole(folder: Path) -> bool:

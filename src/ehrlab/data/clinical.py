@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -126,6 +127,19 @@ class ClinicalData:
             data._check_labelled()
         return data
 
+    @cached_property
+    def samples_fingerprint(self) -> str:
+        """Names who is trained and tested, when, and with which labels, whatever else a sample holds. Runs that agree
+        in it can be compared: one may read notes and another stays. Generators must also agree in the records."""
+        digests = []
+        for split in SPLITS:
+            samples = self.dataset(split)
+            digest = hashlib.sha256()
+            for column in (samples.subject_id, samples.prediction_time, samples.labels):
+                digest.update(np.ascontiguousarray(column).tobytes())
+            digests.append(digest.hexdigest())
+        return content_key(digests, self.records if self.spec.tokens is not None else None)
+
     def stores(self) -> dict[str, Path]:
         """Where each modality lies as it was derived, with the vocabulary that it was read by."""
         return {name: one.store for name, one in _widest(self.selected).items()}
@@ -230,13 +244,13 @@ def _widest(selected: Mapping[str, Mapping[str, tuple[Selected, ...]]]) -> dict[
     return found
 
 
-def _stores(selected: Mapping[str, Mapping[str, tuple[Selected, ...]]], views: Sequence[str]) -> dict[str, list[str]]:
-    """Of these views, modality -> names of the folders that it is read from; content decides the names."""
-    found: dict[str, list[str]] = {}
+def _stores(selected: Mapping[str, Mapping[str, tuple[Selected, ...]]], views: Sequence[str]) -> dict[str, list[Any]]:
+    """Of these views, modality -> names of the content that it is read from, split by split."""
+    found: dict[str, list[Any]] = {}
     for view in views:
         for split in SPLITS:
             for one in selected.get(view, {}).get(split, ()):
-                found.setdefault(one.modality.name, [one.store.name]).append(one.selection.name)
+                found.setdefault(one.modality.name, []).append(one.content())
     return found
 
 

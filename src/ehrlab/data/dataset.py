@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from ehrlab.core.batch import Batch, Visits
 from ehrlab.core.errors import InputError
+from ehrlab.data.cache import folder_digest
 from ehrlab.data.cohorts.task import VALUES
 from ehrlab.data.modalities.base import Modality, Reader
 from ehrlab.data.tensorize import shard_schema
@@ -31,6 +32,14 @@ class Selected:
 
     def open(self) -> Reader:
         return self.modality.reader(self.store, self.selection)
+
+    def content(self) -> list[Any]:
+        """What decides what the samples hold: the bytes of store and selection, not the data set that they were made
+        from; of what a network computed, its name and settings. JSON-able."""
+        computed = self.modality.computed
+        settings = {k: v for k, v in asdict(self.modality).items() if k != "encoder"}  # type: ignore[call-overload]
+        how = [self.modality.fingerprint(), settings] if computed else []
+        return [folder_digest(self.store, computed), folder_digest(self.selection), *how]
 
 
 class SampleDataset(Dataset[Batch]):

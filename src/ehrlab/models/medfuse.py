@@ -24,9 +24,9 @@ from ehrlab.nn.vclub import VClub
 class MedFuse(LabsAndTextModel):
     """L = BCE + lambda_mi max(0, I_vCLUB(S_A, S_B ; S_C)) / D
 
-    BCE is a mean over labels, and so the information, a sum over the D entries of S_C, is a mean over these: else lambda
-    would weigh another loss at another width. No mutual information is below 0: an estimate that is says that q has
-    fallen behind, and is not lowered further.
+    BCE is a mean over labels, and so the information, a sum over the D entries of S_C, is a mean over these: lambda
+    then weighs the same at every width. No mutual information is below 0: an estimate that is says that q has fallen
+    behind, and is not lowered further.
 
     labs          mltm, scratch (without the masked pretraining) or none
     text          lora, frozen or none

@@ -22,7 +22,8 @@ DONE = "DONE"
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run. `fingerprint` names the data it saw, `hash` its configuration without the seed."""
+    """One finished run. `fingerprint` names the samples that it was trained and tested on, whatever it read of them;
+    `hash` its configuration without the seed, its data included."""
 
     folder: Path
     row: str
@@ -44,7 +45,7 @@ class Run:
 
     @property
     def fingerprint(self) -> str:
-        return str(self.provenance.get("data", ""))
+        return str(self.provenance.get("samples") or self.provenance.get("data", ""))
 
     @cached_property
     def predictions(self) -> Predictions:

@@ -275,6 +275,7 @@ def _run(entry: Entry, seed: int, data: ClinicalData, exact: ExactRisks | None) 
         model, device = _train(entry, seed, data, run)
         metrics = _judge(entry, seed, data, run, exact, model, device)
         origin = provenance(data.fingerprint, time.perf_counter() - started, device)
+        origin["samples"] = data.samples_fingerprint
         _record(entry, seed, data, run, metrics, origin, model)
         run.finish()
     return run.path

@@ -36,10 +36,12 @@ class Modality(ABC):
 
     name     the Batch field, and that of the DataSpec
     version  raised whenever the same events give other files, so that older caches are not taken
+    computed  files of the store that a network wrote: their last digits are the machine's
     """
 
     name: ClassVar[str]
     version: ClassVar[int]
+    computed: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def build(self, meds: MedsDataset, out: Path) -> None:

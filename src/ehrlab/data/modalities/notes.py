@@ -60,6 +60,7 @@ class NoteModality(Modality):
 
     name: ClassVar[str] = "notes"
     version: ClassVar[int] = 1
+    computed: ClassVar[frozenset[str]] = frozenset({_VECTORS})
 
     encoder: str = "minilm"
     max_notes: int = 4
