@@ -17,6 +17,7 @@ STATISTICS = {
     "codes_per_visit": "Codes per visit",
     "unique_codes": "Unique codes",
 }
+OF_VISITS = ("visits_per_patient", "codes_per_visit", "unique_codes")
 # Relative difference of positive and negative counts up to which a cohort counts as the paper's own.
 COHORT_TOLERANCE = 0.1
 
@@ -93,7 +94,9 @@ def statistics_grid(
     header, spans, columns = ["Statistic"], [("", 1)], []
     for title, column, cohort in cohorts:
         header.append("ours")
-        columns.append([_shown(cohort.get(name)) for name in STATISTICS])
+        # Samples of stays or notes alone are read without visits.
+        unknown = OF_VISITS if not cohort.get(OF_VISITS[0]) else ()
+        columns.append([_shown(None if name in unknown else cohort.get(name)) for name in STATISTICS])
         beside = published.stands_beside.get(column) if published else None
         spans.append((title, 2 if beside else 1))
         if published and beside:
