@@ -4,11 +4,13 @@ Phase "labs" pretrains the encoder of tests by masking (nn/mltm.py); phase "note
 on the labels (nn/language.py). What comes after them reads `forward`, in which the language model stands still.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -37,6 +39,14 @@ def fields_read(labs: str, text: str) -> frozenset[str]:
     return frozenset({field for field, value in (("labs", labs), ("text", text)) if value != "none"})
 
 
+@contextmanager
+def _weights_from(seed: int) -> Iterator[None]:
+    """Modules built inside draw their weights from `seed`, and leave the state of the generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
 class LabsAndText(nn.Module):
     """labs "mltm": pretrained by masking; "scratch": the same encoder from random weights; "none"
     text "lora": adapters tuned on the labels; "frozen": the language model as it comes; "none"
@@ -51,13 +61,17 @@ class LabsAndText(nn.Module):
         self.llm: LanguageModel | None = None
         self.note_head: nn.Sequential | None = None
         self.mask_ratio = 0.75
-        if text != "none":  # first: then adapters begin with the same weights whatever reads the tests
-            assert spec.text is not None
-            self.llm = LanguageModel(spec.text, **{**llm, **({} if text == "lora" else {"rank": 0})})
-            if len(self.llm.adapters):
-                self.note_head = text_head(self.llm, spec.num_labels)
+        # Drawn whatever is built: what a phase begins with must not depend on which of the models that share it comes first.
+        of_labs, of_text = torch.randint(2**31, (2,)).tolist()
         if labs != "none":
-            self._build_labs(spec, pretrained=labs == "mltm", **mltm)
+            with _weights_from(of_labs):
+                self._build_labs(spec, pretrained=labs == "mltm", **mltm)
+        if text != "none":
+            assert spec.text is not None
+            with _weights_from(of_text):
+                self.llm = LanguageModel(spec.text, **{**llm, **({} if text == "lora" else {"rank": 0})})
+                if len(self.llm.adapters):
+                    self.note_head = text_head(self.llm, spec.num_labels)
 
     def _build_labs(
         self,
