@@ -5,8 +5,8 @@ on the labels (nn/language.py). What comes after them reads `forward`, in which 
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -61,7 +61,7 @@ class LabsAndText(nn.Module):
         self.llm: LanguageModel | None = None
         self.note_head: nn.Sequential | None = None
         self.mask_ratio = 0.75
-        # Drawn whatever is built: what a phase begins with must not depend on which of the models that share it comes first.
+        # Drawn whatever is built: what a phase begins with must not depend on which of its models comes first.
         of_labs, of_text = torch.randint(2**31, (2,)).tolist()
         if labs != "none":
             with _weights_from(of_labs):
