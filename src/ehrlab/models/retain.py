@@ -46,9 +46,10 @@ class Retain(SequenceRiskModel):
         """alpha, one weight per visit; beta, one per visit and dimension. Both RNNs read from the last visit back."""
         mask = visits.mask
         backwards = reverse_valid(v, mask)
-        g = reverse_valid(self.alpha_rnn(backwards)[0], mask)
+        # g before it is turned round: alpha_head reads each state alone, and turning its one number costs less.
+        scores = reverse_valid(self.alpha_head(self.alpha_rnn(backwards)[0]), mask)
         h = reverse_valid(self.beta_rnn(backwards)[0], mask)
-        alpha = masked_softmax(self.alpha_head(g), mask[..., None], dim=1)  # step 2
+        alpha = masked_softmax(scores, mask[..., None], dim=1)  # step 2
         return alpha, torch.tanh(self.beta_head(h))  # step 3
 
     def embed(self, visits: Visits) -> Float[Tensor, "B V E"]:
