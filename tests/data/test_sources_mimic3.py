@@ -324,7 +324,7 @@ def test_a_table_of_intensive_care_is_missed_only_where_it_was_asked_for(tmp_pat
     root = write_mimic3(tmp_path / "raw", only=["PATIENTS", "ADMISSIONS", "DIAGNOSES_ICD"])
     open_mimic(root, ["diagnoses"])
     with pytest.raises(
-        InputError, match=rf"table {name} \(was asked for in data.tables\).*found admissions, diagnoses"
+        InputError, match=rf"table {name} \(was asked for in data.source.tables\).*found admissions, diagnoses"
     ):
         open_mimic(root, [table])
 
@@ -382,7 +382,7 @@ def test_empty_note_table_gives_no_rows_but_may_not_be_asked_for(tmp_path: Path)
 
 def test_missing_table_is_named_with_what_was_found(tmp_path: Path) -> None:
     root = write_mimic3(tmp_path / "raw", only=["PATIENTS", "ADMISSIONS"])
-    with pytest.raises(InputError, match=r"diagnoses_icd.*data.tables.*found admissions, patients"):
+    with pytest.raises(InputError, match=r"diagnoses_icd.*data.source.tables.*found admissions, patients"):
         open_mimic(root)
 
 

@@ -137,8 +137,11 @@ def test_the_same_weights_give_the_same_files_and_move_no_other_random_number(da
 def test_what_is_there_is_not_computed_again(data, tmp_path, monkeypatch):
     model = build("model=meddiffusion")
     write_analysis("synthetic_codes", tmp_path, model, data)
-    monkeypatch.setattr("ehrlab.run.generated.ANALYSES", {})
+    (left,) = tmp_path.rglob("synthetic_codes.json")
+    before = left.stat().st_mtime_ns
+    monkeypatch.setattr("ehrlab.run.generated.ANALYSES", {})  # would be looked into
     write_analysis("synthetic_codes", tmp_path, model, data)
+    assert left.stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize("overrides", [("model=lstm",), ("model=meddiffusion", "model/augmenter=none")])

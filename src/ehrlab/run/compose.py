@@ -37,26 +37,27 @@ def is_multirun() -> bool:
 
 
 def row_name(model: str, variant: str, overrides: Sequence[str]) -> str:
-    """Name of a row: the model, its variant, and what was changed in it by hand.
+    """Name of a row: the model, its variant, and what was changed in it by hand, in whichever order it was.
 
     >>> row_name("meddiffusion", "none", ["model=meddiffusion", "data=mimic", "model.lambda_s=0.1"])
     'meddiffusion lambda_s=0.1'
     >>> row_name("meddiffusion", "as1", ["model/augmenter=medgan", "training.optimizer.lr=0.01"])
     'meddiffusion as1 augmenter=medgan training.optimizer.lr=0.01'
-    >>> row_name("medhmp", "none", ["model.pretrained=results/phases/admission-8f83"])
-    'medhmp pretrained=admission-8f83'
+    >>> row_name("medhmp", "none", ["training.max_epochs=3", "model.pretrained=results/phases/admission-8f83"])
+    'medhmp pretrained=admission-8f83 training.max_epochs=3'
     """
-    changed = []
+    of_model, of_protocol = {}, {}
     for o in OverridesParser.create().parse_overrides(list(overrides)):
         # Of a path its last part: the rest is where this machine keeps it.
         key, value = o.key_or_group, o.get_value_element_as_str().rstrip("/").rsplit("/", 1)[-1]
         if key.startswith(("model.", "model/")):
-            changed.append(f"{key[len('model.') :]}={value}")
+            of_model[key[len("model.") :]] = value
         elif key.startswith(("training.", "visits.")):
-            changed.append(f"{key}={value}")
+            of_protocol[key] = value
         elif key == "model" and o.package and o.package != "model":  # model@model.backbone=retain
-            changed.append(f"{o.package.removeprefix('model.')}={value}")
-    return " ".join([model, *([variant] if variant != "none" else []), *changed])
+            of_model[o.package.removeprefix("model.")] = value
+    changed = [*sorted(of_model.items()), *sorted(of_protocol.items())]
+    return " ".join([model, *([variant] if variant != "none" else []), *(f"{key}={value}" for key, value in changed)])
 
 
 def _belongs_to_model(override: str) -> bool:

@@ -94,8 +94,8 @@ class Mimic4(Mimic):
         files = [path for note in layout.names for path in folder.find((note,), layout.subfolder)]
         if not files:
             raise InputError(
-                f"{self.name}: table notes (was asked for in data.tables): expected discharge.csv.gz or "
+                f"{self.name}: table notes (was asked for in data.source.tables): expected discharge.csv.gz or "
                 f"radiology.csv.gz of the MIMIC-IV-Note module in {self.root}/note, found neither. Put them there, or "
-                "leave notes out of data.tables."
+                "leave notes out of data.source.tables."
             )
         return RawTable("notes", files, layout.columns)

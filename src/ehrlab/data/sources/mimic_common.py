@@ -342,10 +342,10 @@ class Mimic(Source):
         files = folder.find(layout.names, layout.subfolder)
         if not files:
             place = f"{self.root}/{layout.subfolder}" if layout.subfolder else str(self.root)
-            need = "is always needed" if name in ALWAYS else "was asked for in data.tables"
+            need = "is always needed" if name in ALWAYS else "was asked for in data.source.tables"
             raise InputError(
                 f"{self.name}: table {layout.names[0]} ({need}): expected {layout.names[0]}.csv or .csv.gz in {place} "
-                f"(any case), found {folder.listing()}. Add the file, or correct data.root or data.tables."
+                f"(any case), found {folder.listing()}. Add the file, or correct data.root or data.source.tables."
             )
         return RawTable(name, files, layout.columns)
 

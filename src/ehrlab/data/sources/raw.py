@@ -137,7 +137,7 @@ class RawTable:
         if self.head.is_empty() and not may_be_empty:
             raise InputError(
                 f"table {name} ({_places(self.files)}): expected rows, found only the header; complete the file, or "
-                "leave the table out of data.tables"
+                "leave the table out of data.source.tables"
             )
 
     def scan(self) -> pl.LazyFrame:

@@ -126,7 +126,7 @@ def check_tables(tables: Sequence[str], known: Sequence[str]) -> tuple[str, ...]
     """The distinct `tables` in the order of `known`; InputError for one that is not known."""
     wrong = sorted(set(tables) - set(known))
     if wrong:
-        raise InputError(f"data.tables: unknown table {wrong[0]!r}; expected some of {', '.join(known)}")
+        raise InputError(f"data.source.tables: unknown table {wrong[0]!r}; expected some of {', '.join(known)}")
     return tuple(name for name in known if name in tables)
 
 

@@ -220,11 +220,11 @@ class TriNetX(Source):
     def _open(self, folder: Folder, name: str) -> RawTable:
         files = folder.find(NAMES[name])
         if not files:
-            need = "was asked for in data.tables" if name in OPTIONAL else "is always needed"
+            need = "was asked for in data.source.tables" if name in OPTIONAL else "is always needed"
             raise InputError(
                 f"{self.name}: table {NAMES[name][0]} ({need}): expected {' or '.join(NAMES[name])}.csv (.csv.gz, "
                 f"numbered parts, any case) in {self.root} or its folders, found {folder.listing()}. Add the file, or "
-                "correct data.root or data.tables."
+                "correct data.root or data.source.tables."
             )
         return RawTable(name, files, COLUMNS[name], self.columns.get(name))
 
