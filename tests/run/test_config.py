@@ -135,6 +135,27 @@ def test_experiments_are_declared_as_sweeps(experiment: str) -> None:
     assert whole.hydra.sweeper.params
 
 
+OWN = {"model", "training", "baselines"}
+"""What the rows of an exhibit may differ in."""
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_rows_of_an_experiment_read_the_same_records(experiment: str) -> None:
+    """Whatever its model prefers: cohort, split, lengths, seeds and measures are those of the table."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        params = compose("config", [f"experiments={experiment}"], return_hydra_config=True).hydra.sweeper.params
+    rows = [
+        {
+            key: value
+            for key, value in plain(config(f"experiments={experiment}", f"model={model}")).items()
+            if key not in OWN
+        }
+        for model in str(params.get("model", "")).split(",")
+        if model
+    ]
+    assert all(row == rows[0] for row in rows)
+
+
 # ---- overrides that the documents promise
 
 
