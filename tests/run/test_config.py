@@ -229,5 +229,12 @@ def test_models_of_a_baseline_set_have_files_and_pending_ones_have_none(baseline
 def test_a_row_says_what_was_changed_by_hand_in_the_model_and_its_protocol_only() -> None:
     overrides = ["data=toy", "seed=[0,1]", "trainer=gpu", "model.lambda_s=1", "training.max_epochs=2", "task=copd"]
     assert row_name("meddiffusion", "as3", overrides) == "meddiffusion as3 lambda_s=1 training.max_epochs=2"
+    assert row_name("lstm", "none", ["trainer.max_epochs=1", "trainer.devices=2"]) == "lstm trainer.max_epochs=1"
+
+
+def test_epochs_may_be_told_to_the_trainer_or_to_the_training() -> None:
+    assert config().training.max_epochs == 30
+    assert config("trainer.max_epochs=3").training.max_epochs == 3
+    assert config("trainer.max_epochs=3", "training.max_epochs=5").training.max_epochs == 5
     assert row_name("meddiffusion", "none", ["model@model.backbone=retain"]) == "meddiffusion backbone=retain"
     assert row_name("lstm", "none", ["model=lstm", "variant=none"]) == "lstm"
