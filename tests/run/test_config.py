@@ -15,6 +15,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from ehrlab.run.compose import BACKBONE, row_name
+from ehrlab.run.main import _recipe
 
 REPOSITORY = Path(__file__).parents[2]
 CONF = REPOSITORY / "conf"
@@ -236,5 +237,7 @@ def test_epochs_may_be_told_to_the_trainer_or_to_the_training() -> None:
     assert config().training.max_epochs == 30
     assert config("trainer.max_epochs=3").training.max_epochs == 3
     assert config("trainer.max_epochs=3", "training.max_epochs=5").training.max_epochs == 5
+    of_a_phase = _recipe(config("trainer.max_epochs=3", "+training.phases.generator.batch_size=2"), "generator")
+    assert of_a_phase.max_epochs == 3
     assert row_name("meddiffusion", "none", ["model@model.backbone=retain"]) == "meddiffusion backbone=retain"
     assert row_name("lstm", "none", ["model=lstm", "variant=none"]) == "lstm"

@@ -360,8 +360,9 @@ def build_model(entry: Entry, spec: DataSpec) -> Model:
 
 def _recipe(cfg: DictConfig, phase: str) -> Recipe:
     """The protocol's settings with this phase's departures."""
-    settings = OmegaConf.masked_copy(cfg.training, [k for k in cfg.training if k != "phases"])
-    departures = cfg.training.phases.get(phase, {})
+    training = OmegaConf.create(plain(cfg.training), flags={"struct": True})  # what is copied loses sight of `trainer`
+    settings = OmegaConf.masked_copy(training, [k for k in training if k != "phases"])
+    departures = training.phases.get(phase, {})
     recipe: Recipe = instantiate(OmegaConf.merge(settings, departures))
     return recipe
 
