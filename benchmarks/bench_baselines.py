@@ -2,12 +2,12 @@
 
     python benchmarks/bench_baselines.py [--width 128] [--models lstm,retain] [--repeats 5] -> benchmarks/baselines.json
 
-The batch of bench_step.py: 64 patients x 39 visits x 4.7 codes out of 8,800, one thread. Models, optimiser and clipping
-come from conf/, with their large *_dim scaled as 256 is to --width. A model of several phases has a line for each that takes
-gradient steps. All models take their steps in turn. Targets, in samples per CPU-second: twice (LSTM; SAnD and HiTANet,
-the Transformer types) and three times (RETAIN, AdaCare) what the commonest public library for health records was
-measured to do with these sizes on such a machine: LSTM 483, Transformer 437, RETAIN 267, AdaCare 510. And no step of a
-baseline longer than ten of the LSTM's.
+The batch of bench_step.py: 64 patients x 39 visits x 4.7 codes out of 8,800, one thread. Models, optimiser and
+clipping come from conf/, with their large *_dim scaled as 256 is to --width. A model of several phases has a line for
+each that takes gradient steps. All models take their steps in turn. Targets, in samples per CPU-second: twice (LSTM;
+SAnD and HiTANet, the Transformer types) and three times (RETAIN, AdaCare) what the commonest public library for
+health records was measured to do with these sizes on such a machine: LSTM 483, Transformer 437, RETAIN 267, AdaCare
+510. And no step of a baseline longer than ten of the LSTM's.
 """
 
 from __future__ import annotations
