@@ -4,6 +4,7 @@ A new model needs nothing here while its sizes carry the names below or end in `
 line in SIZES.
 """
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -99,17 +100,18 @@ def is_a(model: str, kind: type) -> bool:
     return issubclass(get_class(model_config(f"model={model}")._target_), kind)
 
 
-def needs(model: str, unit: str) -> tuple[frozenset[str], frozenset[str]]:
+def needs(model: str, unit: str) -> tuple[frozenset[str], Mapping[str, frozenset[str]]]:
     """Batch fields that the model reads of samples that are a `unit`, and of views without labels."""
     config = model_config(f"model={model}")
-    found: tuple[frozenset[str], frozenset[str]] = get_class(config._target_).needs(
+    found: tuple[frozenset[str], Mapping[str, frozenset[str]]] = get_class(config._target_).needs(
         unit, OmegaConf.to_container(config)
     )
     return found
 
 
 def reads_visits_alone(model: str) -> bool:
-    return all(fields <= {"visits", "demographics"} for unit in UNITS for fields in needs(model, unit))
+    read = [requires.union(*of_views.values()) for requires, of_views in (needs(model, unit) for unit in UNITS)]
+    return all(fields <= {"visits", "demographics"} for fields in read)
 
 
 def modal_cases() -> dict[str, tuple[str, str]]:
@@ -117,7 +119,7 @@ def modal_cases() -> dict[str, tuple[str, str]]:
     depend on it (MedHMP's levels), else for the unit of the task that its config chooses."""
     found = {}
     for name in MODAL_MODELS:
-        if len({needs(name, unit) for unit in UNITS}) == 1:
+        if all(needs(name, unit) == needs(name, UNITS[0]) for unit in UNITS):
             found[name] = (name, get_class(whole_config(f"model={name}").task._target_).unit)
         else:
             found |= {f"{name} {unit}": (name, unit) for unit in UNITS}

@@ -36,7 +36,8 @@ def required(case: Case) -> frozenset[str]:
 
 def spec_of(case: Case, num_labels: int = 1) -> DataSpec:
     """Sizes of the modalities that the model asks for; the rest are None."""
-    asked = frozenset().union(*needs(*case))
+    requires, pretrains_on = needs(*case)
+    asked = requires.union(*pretrains_on.values())
     unknown = {f.name: None for f in fields(DataSpec) if f.name in MODALITIES and f.name not in asked}
     rate = MODAL_SPEC.positive_rate * num_labels
     return replace(MODAL_SPEC, unit=case[1], num_labels=num_labels, positive_rate=rate, **unknown)
@@ -57,9 +58,9 @@ def in_view(case: Case, view: str, batch: Batch) -> Batch:
     if view == "stays":  # each row is one stay, a real one
         assert batch.stays is not None
         one = Stays(batch.stays.features[:, :1], torch.ones_like(batch.stays.mask[:, :1]))
-        return only(without_labels(replace(batch, stays=one)), pretrains_on & {"stays", "demographics"})
+        return only(without_labels(replace(batch, stays=one)), pretrains_on[view])
     assert view == "admissions", f"no such view: {view}"
-    return only(without_labels(batch), pretrains_on)
+    return only(without_labels(batch), pretrains_on[view])
 
 
 def take_steps(

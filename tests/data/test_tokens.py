@@ -459,7 +459,7 @@ def data(source: Path, tmp_path_factory: pytest.TempPathFactory) -> ClinicalData
 def test_without_tokens_nothing_of_them_is_built_and_the_samples_are_the_same(source, data, tmp_path):
     plain = prepared(source, tmp_path, tokens=None)
     assert not (tmp_path / "tokens").exists()
-    assert (plain.records, plain.spec.tokens, list(plain.folders)) == (None, None, ["samples"])
+    assert (plain.records, plain.spec.tokens, list(plain.folders)) == ({}, None, ["samples"])
     assert (plain.fingerprint, plain.folders["samples"].name) == (data.fingerprint, data.folders["samples"].name)
     assert plain.spec == replace(data.spec, tokens=None)
     assert plain.provides == data.provides - {"tokens"} == {"visits", "demographics"}

@@ -249,7 +249,7 @@ def test_needs_are_what_is_read(variant: str, batch: Batch) -> None:
     settings = model_config("model=medfuse", *VARIANTS[variant])
     requires, pretrains_on = MedFuse.needs("admission", settings)
     assert requires == {"labs", "text"} - ({variant.removeprefix("no ")} if variant.startswith("no ") else set())
-    assert pretrains_on == frozenset()
+    assert pretrains_on == {}
     unread = {name: None for name in ("visits", "stays", "codes", "notes", "labs", "text") if name not in requires}
     model = medfuse(*VARIANTS[variant], spec=replace(SPEC, **{n: None for n in unread if n != "visits"}))
     assert model(replace(batch, **unread)).shape == (6, NUM_LABELS)

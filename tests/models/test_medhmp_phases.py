@@ -66,11 +66,11 @@ def test_reads_no_more_than_it_says(unit: str) -> None:
     groups = ("visits", "tokens", "stays", "codes", "labs", "notes", "text", "demographics")
     bare = replace(batch, labels=None, **{name: None for name in groups if name not in reads})
     assert torch.equal(model(bare), model(batch))
-    views = replace(batch, labels=None, **{name: None for name in groups if name not in pretrains_on})
+    views = replace(batch, labels=None, **{name: None for name in groups if name not in pretrains_on["admissions"]})
     model.masked_codes_and_contrast(views)
-    assert MedHMP.needs("stay", {"pretrain": ["stay"]})[1] == {"stays", "demographics"}
-    assert MedHMP.needs("stay", {"pretrain": ["stay"], "pretrained": "folder"})[1] == set()
-    assert MedHMP.needs("patient", {"pretrain": []})[1] == {"codes"}
+    assert MedHMP.needs("stay", {"pretrain": ["stay"]})[1] == {"stays": {"stays", "demographics"}}
+    assert MedHMP.needs("stay", {"pretrain": ["stay"], "pretrained": "folder"})[1] == {}
+    assert MedHMP.needs("patient", {"pretrain": []})[1] == {"admissions": {"codes"}}
 
 
 # ---- phases that runs share

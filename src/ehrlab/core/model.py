@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -124,11 +125,11 @@ class Model(nn.Module, ABC):
     requires: ClassVar[frozenset[str]]
     """Batch fields that the model reads of a labelled sample; checked against data and task at start-up."""
 
-    pretrains_on: ClassVar[frozenset[str]] = frozenset()
-    """Batch fields that its earlier phases read in views without labels; the task need not offer them."""
+    pretrains_on: ClassVar[Mapping[str, frozenset[str]]] = MappingProxyType({})
+    """View without labels -> Batch fields that its earlier phases read there; the task need not offer them."""
 
     @classmethod
-    def needs(cls, unit: str, settings: Mapping[str, Any]) -> tuple[frozenset[str], frozenset[str]]:
+    def needs(cls, unit: str, settings: Mapping[str, Any]) -> tuple[frozenset[str], Mapping[str, frozenset[str]]]:
         """(`requires`, `pretrains_on`) where a sample is a `unit` and the model's config says `settings`."""
         return cls.requires, cls.pretrains_on
 

@@ -57,7 +57,7 @@ class ClinicalData:
     provides     Batch fields that its labelled samples hold
     simulated    every output must say so
     fingerprint  names the content of all that a labelled sample holds
-    records      names the content of the views without labels, whatever the task; None without any
+    records      view without labels -> name of its content, whatever the task
     cohort       the statistics of Table 1
     """
 
@@ -68,7 +68,7 @@ class ClinicalData:
     provides: frozenset[str]
     simulated: bool
     fingerprint: str
-    records: str | None
+    records: Mapping[str, str]
     cohort: CohortSummary
     label_settings: LabelSettings = field(default=LabelSettings(), kw_only=True)
 
@@ -89,9 +89,13 @@ class ClinicalData:
         """
         manifest = _manifest(folders["samples"], "samples")
         cohort = CohortSummary.read(folders["samples"] / shards.COHORT)
-        views = {view: _content(_manifest(folder, view)) for view, folder in folders.items() if view != "samples"}
+        records = {
+            view: content_key(_content(_manifest(folder, view)), _stores(selected, view))
+            for view, folder in folders.items()
+            if view != "samples"
+        }
         stores = _widest(selected)
-        mine, theirs = (_stores(selected, [view for view in folders if (view == "samples") == own]) for own in (1, 0))
+        mine = _stores(selected, "samples")
         own: list[Any] = [_content(manifest)]
         if mine:
             own.append(mine)
@@ -119,7 +123,7 @@ class ClinicalData:
             provides=frozenset(held | {"visits"} if manifest["visits"] else held) | ({"tokens"} & set(folders)),
             simulated=cohort.simulated,
             fingerprint=own[0] if len(own) == 1 else content_key(own),
-            records=content_key(views, theirs) if theirs else content_key(views) if views else None,
+            records=records,
             cohort=cohort,
             label_settings=labels,
         )
@@ -138,7 +142,7 @@ class ClinicalData:
             for column in (samples.subject_id, samples.prediction_time, samples.labels):
                 digest.update(np.ascontiguousarray(column).tobytes())
             digests.append(digest.hexdigest())
-        return content_key(digests, self.records if self.spec.tokens is not None else None)
+        return content_key(digests, self.records.get("tokens"))
 
     def stores(self) -> dict[str, Path]:
         """Where each modality lies as it was derived, with the vocabulary that it was read by."""
@@ -244,13 +248,12 @@ def _widest(selected: Mapping[str, Mapping[str, tuple[Selected, ...]]]) -> dict[
     return found
 
 
-def _stores(selected: Mapping[str, Mapping[str, tuple[Selected, ...]]], views: Sequence[str]) -> dict[str, list[Any]]:
-    """Of these views, modality -> names of the content that it is read from, split by split."""
+def _stores(selected: Mapping[str, Mapping[str, tuple[Selected, ...]]], view: str) -> dict[str, list[Any]]:
+    """Modality -> names of the content that a view reads it from, split by split."""
     found: dict[str, list[Any]] = {}
-    for view in views:
-        for split in SPLITS:
-            for one in selected.get(view, {}).get(split, ()):
-                found.setdefault(one.modality.name, []).append(one.content())
+    for split in SPLITS:
+        for one in selected.get(view, {}).get(split, ()):
+            found.setdefault(one.modality.name, []).append(one.content())
     return found
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -68,15 +68,19 @@ class Wanted:
     """What the models of a comparison read.
 
     of_samples   Batch fields of labelled samples
-    of_views     Batch fields of the views without labels; none, and no view but "tokens" is built
+    of_views     view without labels ("stays", "admissions") -> Batch fields of its samples; no other is built
     """
 
     of_samples: frozenset[str] = frozenset({"visits"})
-    of_views: frozenset[str] = frozenset()
+    of_views: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+    @property
+    def fields(self) -> frozenset[str]:
+        return self.of_samples.union(*self.of_views.values())
 
     def tables(self, task: Task) -> tuple[str, ...]:
         """The optional tables of a source that hold this, and what the task needs."""
-        return tables_for(self.of_samples | self.of_views | task.tables)
+        return tables_for(self.fields | task.tables)
 
 
 VISITS = Wanted()
@@ -111,7 +115,7 @@ def prepare(
     split_settings, visit_settings = split_from(split), visits_from(visits)
     label_settings = _settings(LabelSettings, labelled, "labels")
     token_settings = _settings(TokenSettings, tokens, "tokens") if "tokens" in wanted.of_samples else None
-    asked = sorted((wanted.of_samples | wanted.of_views) & set(MODAL))
+    asked = sorted(wanted.fields & set(MODAL))
     chosen = {name: _modality(name, modalities.get(name, {})) for name in asked}
     cache_dir = Path(cache_dir)
 
@@ -148,19 +152,15 @@ def prepare(
             cache_dir / "tokens" / f"{source.name}-{tokens_key[:KEY_DIGITS]}",
             lambda out: tokenize(meds, token_settings, out),
         )
-    if wanted.of_views:
-        hours = chosen["stays"].hours  # type: ignore[attr-defined]
-        for view, samples in (
-            ("stays", partial(_every_stay, meds, hours)),
-            ("admissions", partial(_every_admission, meds)),
-        ):
-            view_key = content_key(shards.SCHEMA_VERSION, meds.fingerprint, view, hours if view == "stays" else None)
-            folders[view] = build_once(
-                cache_dir / "views" / f"{view}-{view_key[:KEY_DIGITS]}",
-                lambda out, view=view, samples=samples: tensorize(  # type: ignore[misc]
-                    meds, view, finish(samples(), {}), visit_settings, out, visits=False
-                ),
-            )
+    for view in wanted.of_views:
+        hours = chosen["stays"].hours if view == "stays" else None  # type: ignore[attr-defined]
+        view_key = content_key(shards.SCHEMA_VERSION, meds.fingerprint, view, hours)
+        folders[view] = build_once(
+            cache_dir / "views" / f"{view}-{view_key[:KEY_DIGITS]}",
+            lambda out, view=view, hours=hours: tensorize(  # type: ignore[misc]
+                meds, view, finish(_unlabelled(meds, hours), {}), visit_settings, out, visits=False
+            ),
+        )
     selected = _select(meds, task, chosen, folders, wanted, cache_dir)
     targets = task.target_codes(meds) if isinstance(task, HasTargets) else []
     return ClinicalData.open(folders, selected, task=task, targets=targets, labels=label_settings)
@@ -172,15 +172,12 @@ def _modality(name: str, settings: Mapping[str, Any]) -> Modality:
     return made
 
 
-def _every_stay(meds: MedsDataset, hours: int) -> pl.DataFrame:
-    """Each stay of at least `hours`, seen at their end."""
+def _unlabelled(meds: MedsDataset, hours: int | None) -> pl.DataFrame:
+    """Each stay of at least `hours`, seen at their end; without `hours` each admission, seen at its own."""
+    if hours is None:
+        return admissions(meds).select("subject_id", prediction_time="discharged")
     found: pl.DataFrame = import_module("ehrlab.data.modalities.stays").stay_samples(meds, hours)
     return found.select("subject_id", "prediction_time")
-
-
-def _every_admission(meds: MedsDataset) -> pl.DataFrame:
-    """Each admission, seen at its end."""
-    return admissions(meds).select("subject_id", prediction_time="discharged")
 
 
 def _select(
@@ -201,11 +198,7 @@ def _select(
         settings.pop("max_stays", None)  # what is selected, not what is stored
         key = content_key(modality.version, meds.fingerprint, settings, modality.fingerprint())
         stores[name] = build_once(cache_dir / "stores" / f"{name}-{key[:KEY_DIGITS]}", partial(modality.build, meds))
-    of_view = {
-        "samples": wanted.of_samples,
-        "stays": wanted.of_views & {"stays"},
-        "admissions": wanted.of_views,
-    }
+    of_view = {"samples": wanted.of_samples, **wanted.of_views}
     selected: dict[str, dict[str, tuple[Selected, ...]]] = {}
     for view, folder in folders.items():
         for split in SPLITS:

@@ -68,8 +68,8 @@ class MedFuse(LabsAndTextModel):
         self.head = nn.Linear(self.fusion.out_dim, spec.num_labels)
 
     @classmethod
-    def needs(cls, unit: str, settings: Mapping[str, Any]) -> tuple[frozenset[str], frozenset[str]]:
-        return fields_read(settings.get("labs", "mltm"), settings.get("text", "lora")), frozenset()
+    def needs(cls, unit: str, settings: Mapping[str, Any]) -> tuple[frozenset[str], Mapping[str, frozenset[str]]]:
+        return fields_read(settings.get("labs", "mltm"), settings.get("text", "lora")), {}
 
     def features(self, batch: Batch) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D"], Float[Tensor, "B D"]]:
         """(S_A, S_B, S_C): specific to the tests, specific to the text, common"""

@@ -38,6 +38,9 @@ READS = {
     "patient": frozenset({"visits"}),
 }
 
+VIEWS = {"stay": "stays", "admission": "admissions"}
+"""Where a level is learned without labels."""
+
 TASK = frozenset(
     {"task", "data", "visits", "tokens", "labs", "text", "labels", "bootstrap", "completion"}
     | {"training.phases.finetune", "training.phases.fit", "model.body", "model.dropout_head"}
@@ -111,14 +114,15 @@ class MedHMP(RiskModel):
     """
 
     requires: ClassVar[frozenset[str]] = READS["admission"]
-    pretrains_on: ClassVar[frozenset[str]] = READS["admission"]
+    pretrains_on: ClassVar[Mapping[str, frozenset[str]]] = {VIEWS[level]: READS[level] for level in LEVELS}
 
     @classmethod
-    def needs(cls, unit: str, settings: Mapping[str, Any]) -> tuple[frozenset[str], frozenset[str]]:
+    def needs(cls, unit: str, settings: Mapping[str, Any]) -> tuple[frozenset[str], Mapping[str, frozenset[str]]]:
         learned = settings["pretrain"] if settings.get("pretrained") is None else ()
-        of_views = {name for level in learned for name in READS.get(level, ())}
-        # A patient's visits are read by way of the vocabulary of diagnoses, pretrained or not.
-        return READS[unit], frozenset(of_views | ({"codes"} if unit == "patient" else set()))
+        of_views = {VIEWS[level]: READS[level] for level in learned if level in LEVELS}
+        if unit == "patient":  # its visits are read by way of the vocabulary of diagnoses, pretrained or not
+            of_views.setdefault(VIEWS["admission"], frozenset({"codes"}))
+        return READS[unit], of_views
 
     def __init__(
         self,

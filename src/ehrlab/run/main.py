@@ -188,31 +188,33 @@ def open_source(cfg: DictConfig, tables: Sequence[str]) -> Source:
     return source
 
 
-def requirements(entry: Entry, task: Task) -> tuple[frozenset[str], frozenset[str]]:
-    """Batch fields that the entry's model reads of labelled samples, and of views without labels."""
+def requirements(entry: Entry, unit: str) -> Wanted:
+    """What the entry's model reads where a sample is a `unit`."""
     model: type[Model] = get_class(entry.cfg.model._target_)
-    return model.needs(task.unit, plain(entry.cfg.model))
+    return Wanted(*model.needs(unit, plain(entry.cfg.model)))
 
 
 def wanted_by(matrix: Sequence[Entry], task: Task) -> Wanted:
     """What the models of `matrix` read together."""
-    needs = [requirements(entry, task) for entry in matrix]
-    return Wanted(frozenset().union(*(of for of, _ in needs)), frozenset().union(*(of for _, of in needs)))
+    needs = [requirements(entry, task.unit) for entry in matrix]
+    views = {view for one in needs for view in one.of_views}
+    of_views = {view: frozenset().union(*(one.of_views.get(view, ()) for one in needs)) for view in sorted(views)}
+    return Wanted(frozenset().union(*(one.of_samples for one in needs)), of_views)
 
 
 def _check_requirements(entry: Entry, provides: frozenset[str], task: Task, data_name: str) -> None:
     # Records as sequences of tokens can be had from whatever has visits.
     provides |= {"tokens"} if "visits" in provides else set()
-    requires, pretrains_on = requirements(entry, task)
-    if missing := (requires | pretrains_on) - provides:
+    wanted = requirements(entry, task.unit)
+    if missing := wanted.fields - provides:
         raise InputError(
-            f"model '{entry.model}' needs {_braces(requires | pretrains_on)}, of which data '{data_name}' does not "
+            f"model '{entry.model}' needs {_braces(wanted.fields)}, of which data '{data_name}' does not "
             f"provide {_braces(missing)} (it provides {_braces(provides)}). Choose a model that needs less, other "
             "data, or more tables (data.source.tables)."
         )
-    if hidden := requires - task.inputs:
+    if hidden := wanted.of_samples - task.inputs:
         raise InputError(
-            f"model '{entry.model}' reads {_braces(requires)}, of which a sample of task '{task.name}' has no "
+            f"model '{entry.model}' reads {_braces(wanted.of_samples)}, of which a sample of task '{task.name}' has no "
             f"{_braces(hidden)} (it may have {_braces(task.inputs)}). Choose a model that needs less, or another task."
         )
 
@@ -235,13 +237,14 @@ def identity(entry: Entry, seed: int, data: ClinicalData) -> dict[str, Any]:
     """What determines a run's numbers; paths, loggers and hardware (but for its precision) do not."""
     cfg = entry.cfg
     kept = {name: plain(cfg[name]) for name in ("model", "training", "task", "visits", "split", "bootstrap")}
-    model: type[Model] = get_class(cfg.model._target_)
-    if "tokens" in model.requires:
+    wanted = requirements(entry, data.spec.unit)
+    if "tokens" in wanted.of_samples:
         kept |= {name: plain(cfg[name]) for name in ("tokens", "completion")}
     if (pretrained := kept["model"].get("pretrained")) is not None:
         kept["model"]["pretrained"] = weights_digest(Path(pretrained), "model.pretrained")
-    if data.records is not None:
-        kept["records"] = data.records
+    # Of the views that the model reads: what is prepared for others beside it does not determine its numbers.
+    if read := {view for view in data.records if view in wanted.of_views or view in wanted.of_samples}:
+        kept["records"] = {view: data.records[view] for view in sorted(read)}
     return {**kept, "data": data.fingerprint, "precision": str(cfg.trainer.precision), "seed": seed}
 
 
@@ -297,8 +300,8 @@ def _judge(
         predictions.write_parquet(beside)
     metrics = evaluate(predictions, **bootstrap)
     if exact is not None:
-        requires, _ = model.needs(data.spec.unit, plain(cfg.model))
-        metrics["oracle"], best = exact.judge(predictions, requires, **bootstrap)
+        reads = requirements(entry, data.spec.unit).of_samples
+        metrics["oracle"], best = exact.judge(predictions, reads, **bootstrap)
         if best is not None:
             with replacing(run.path / "oracle.parquet") as beside:
                 best.write_parquet(beside)

@@ -56,6 +56,8 @@ def write_json(path: Path, content: Any) -> None:
 def shared_phase_folder(results: Path, phase: AnyPhase, identity: Mapping[str, Any]) -> Path:
     """Where a phase lies that several runs share: named by all that determines it, so that it is trained once."""
     kept = without(identity, phase.ignores)
+    if phase.view in kept.get("records", {}):  # what another phase reads does not determine this one
+        kept["records"] = kept["records"][phase.view]
     if isinstance(phase, Phase) and phase.reads is not None:
         kept["model"] = {key: value for key, value in kept["model"].items() if key in phase.reads}
     return results / "phases" / f"{phase.name}-{content_hash(kept)[:16]}"
