@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset
 
 from batches import SPEC, random_batch, take
@@ -19,6 +21,7 @@ from ehrlab.data.cohorts.summary import CohortSummary
 from ehrlab.data.dataset import as_it_is
 from ehrlab.data.meds import SPLITS
 from ehrlab.data.sampler import BucketedBatches
+from ehrlab.training.recipe import Recipe
 
 
 class Patients(Dataset[Batch]):
@@ -42,6 +45,24 @@ TRAINER = partial(
     enable_progress_bar=False,
     log_every_n_steps=1,
 )
+
+
+EPOCHS = 3
+
+
+def recipe(**settings: Any) -> Recipe:
+    default: dict[str, Any] = {
+        "optimizer": partial(torch.optim.Adam, lr=0.01),
+        "scheduler": partial(ReduceLROnPlateau, factor=0.5, patience=5),
+        "scheduler_monitor": "val/loss",
+        "batch_size": 8,
+        "max_epochs": EPOCHS,
+        "monitor": "val/loss",
+        "mode": "min",
+        "patience": 0,
+        "gradient_clip": 0.0,
+    }
+    return Recipe(**(default | settings))
 
 
 @dataclass(frozen=True)
@@ -78,7 +99,7 @@ def stub_data(num_labels: int = 1, sizes: tuple[int, int, int] = (23, 11, 7)) ->
         provides=frozenset({"visits", "demographics"}),
         simulated=True,
         fingerprint="stub",
-        records=None,
+        records={},
         cohort=CohortSummary("stub", 0, 0, 0.0, 0.0, 0, 0, {}, {}, {}, simulated=True),
         splits={split: _patients(spec, size, seed) for seed, (split, size) in enumerate(zip(SPLITS, sizes))},
     )

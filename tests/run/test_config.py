@@ -14,8 +14,9 @@ from hydra.errors import ConfigCompositionException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from ehrlab.core.errors import InputError
 from ehrlab.run.compose import BACKBONE, row_name
-from ehrlab.run.main import _recipe
+from ehrlab.run.main import _recipes
 
 REPOSITORY = Path(__file__).parents[2]
 CONF = REPOSITORY / "conf"
@@ -233,11 +234,29 @@ def test_a_row_says_what_was_changed_by_hand_in_the_model_and_its_protocol_only(
     assert row_name("lstm", "none", ["trainer.max_epochs=1", "trainer.devices=2"]) == "lstm trainer.max_epochs=1"
 
 
+def test_a_grid_is_one_recipe_for_each_of_its_points() -> None:
+    cfg = config("+training.phases.fit.grid={optimizer.lr: [1e-3, 1e-4], batch_size: [16, 64]}")
+    recipes = _recipes(cfg, "fit")
+    assert list(recipes) == [f"optimizer.lr={lr},batch_size={size}" for lr in (0.001, 0.0001) for size in (16, 64)]
+    last = recipes["optimizer.lr=0.0001,batch_size=64"]
+    assert (last.batch_size, last.optimizer.keywords["lr"]) == (64, 1e-4)  # type: ignore[attr-defined]
+    assert last.monitor == config().training.monitor
+    assert list(_recipes(cfg, "generator")) == [""]
+
+
+@pytest.mark.parametrize(
+    "grid", ["{optimizer.rate: [1]}", "{optimizer.lr: 1e-3}", "{optimizer.lr: []}", "{mode: [min]}"]
+)
+def test_a_grid_of_something_else_is_refused(grid: str) -> None:
+    with pytest.raises(InputError, match=r"training\.phases\.fit\.grid: expected lists of values.*found"):
+        _recipes(config(f"+training.phases.fit.grid={grid}"), "fit")
+
+
 def test_epochs_may_be_told_to_the_trainer_or_to_the_training() -> None:
     assert config().training.max_epochs == 30
     assert config("trainer.max_epochs=3").training.max_epochs == 3
     assert config("trainer.max_epochs=3", "training.max_epochs=5").training.max_epochs == 5
-    of_a_phase = _recipe(config("trainer.max_epochs=3", "+training.phases.generator.batch_size=2"), "generator")
-    assert of_a_phase.max_epochs == 3
+    of_a_phase = config("trainer.max_epochs=3", "+training.phases.generator.batch_size=2")
+    assert [recipe.max_epochs for recipe in _recipes(of_a_phase, "generator").values()] == [3]
     assert row_name("meddiffusion", "none", ["model@model.backbone=retain"]) == "meddiffusion backbone=retain"
     assert row_name("lstm", "none", ["model=lstm", "variant=none"]) == "lstm"

@@ -17,35 +17,17 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 from torch import nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
+from torch.optim.lr_scheduler import StepLR
 
 from batches import visits_of
 from ehrlab.core.batch import Batch
 from ehrlab.core.model import EstimatorPhase, LossDict, Phase, RiskModel, Turn
 from ehrlab.evaluation.risk import evaluate
 from ehrlab.training.predict import predict
-from ehrlab.training.recipe import Recipe
 from ehrlab.training.runner import run_phase
 from probes import same_tensors
-from stub_data import TRAINER, StubData, stub_data
+from stub_data import EPOCHS, TRAINER, StubData, recipe, stub_data
 from tiny import build
-
-EPOCHS = 3
-
-
-def recipe(**settings: Any) -> Recipe:
-    default: dict[str, Any] = {
-        "optimizer": partial(torch.optim.Adam, lr=0.01),
-        "scheduler": partial(ReduceLROnPlateau, factor=0.5, patience=5),
-        "scheduler_monitor": "val/loss",
-        "batch_size": 8,
-        "max_epochs": EPOCHS,
-        "monitor": "val/loss",
-        "mode": "min",
-        "patience": 0,
-        "gradient_clip": 0.0,
-    }
-    return Recipe(**(default | settings))
 
 
 class Seen(Callback):

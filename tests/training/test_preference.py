@@ -30,7 +30,7 @@ from ehrlab.data.clinical import ClinicalData
 from ehrlab.models.chiron import Chiron
 from ehrlab.models.rltf import RLTF
 from ehrlab.report.history import read_history
-from ehrlab.run.main import _recipe
+from ehrlab.run.main import _recipes
 from ehrlab.run.store import shared_phase_folder
 from ehrlab.training.lit import derived_seed
 from ehrlab.training.pairs import FIELDS, Pairs, Sequences, preference_pairs
@@ -428,10 +428,10 @@ def test_weights_of_the_base_alone_fit(tmp_path: Path) -> None:
 def test_configs_state_the_papers_numbers() -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         rltf, sft = (compose("config", [f"model={name}"]) for name in ("rltf", "sft"))
-    recipe = _recipe(rltf, "tune")
+    [recipe], [pretrain] = (_recipes(rltf, phase).values() for phase in ("tune", "pretrain"))
     (group,) = recipe.optimizer([nn.Parameter(torch.zeros(1))]).param_groups
     assert (recipe.batch_size, recipe.max_epochs, group["lr"], group["weight_decay"]) == (8, 6, 1e-5, 0)
-    assert (recipe.gradient_clip, _recipe(rltf, "pretrain").batch_size) == (1.0, rltf.training.batch_size)
+    assert (recipe.gradient_clip, pretrain.batch_size) == (1.0, rltf.training.batch_size)
     phase = tuning(build(rltf.model))
     assert (phase.num_sequences, phase.positive_share, phase.lambda_, phase.dpop_mode) == (10_000, 0.5, 0.1, "outside")
     assert phase.likelihood is None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +13,20 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 log = logging.getLogger(__name__)
+
+LONGEST_NAME = 160
+
+
+def slug(text: str) -> str:
+    """A name for a file or folder: letters, digits and ._=+- stay, the rest are dashes; a long one ends in its hash.
+
+    >>> slug("medhmp pretrain=[stay]"), len(slug("x" * 500))
+    ('medhmp-pretrain=-stay', 160)
+    """
+    name = re.sub(r"[^A-Za-z0-9._=+-]+", "-", text).strip("-")
+    if len(name) <= LONGEST_NAME:
+        return name
+    return f"{name[: LONGEST_NAME - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 @contextmanager

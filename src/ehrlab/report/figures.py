@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.transforms import offset_copy
 
+from ehrlab.core.files import slug
 from ehrlab.evaluation.curves import CalibrationBin, grid
 from ehrlab.evaluation.metrics import BoolArray, FloatArray
 
@@ -355,7 +356,7 @@ def landscape_figure(
 
 def file_name(*parts: str) -> str:
     """A name for files from names of data, tasks and rows, which may hold anything."""
-    return "-".join(re.sub(r"[^A-Za-z0-9.=]+", "_", part).strip("_") or "x" for part in parts)
+    return slug("-".join(re.sub(r"[^A-Za-z0-9.=]+", "_", part).strip("_") or "x" for part in parts))
 
 
 def _lines(axes: Axes, lines: Mapping[str, tuple[FloatArray, FloatArray]], marker: str | None = None) -> None:

@@ -1,5 +1,6 @@
 """Training curves: the CSV logs of a run, put together over its interruptions."""
 
+import json
 from pathlib import Path
 
 import polars as pl
@@ -25,6 +26,16 @@ def read_history(run_folder: Path) -> dict[str, dict[str, list[tuple[int, float]
         if curves:
             phases[phase.name] = curves
     return phases
+
+
+def read_choices(run_folder: Path) -> dict[str, tuple[str, int]]:
+    """phase -> (settings that its search chose by validation, how many were tried); of phases that searched."""
+    chosen = {}
+    for done in sorted((run_folder / "phases").glob("*/DONE")):
+        record = json.loads(done.read_text())
+        if "chosen" in record:
+            chosen[done.parent.name] = (str(record["chosen"]), len(record["searched"]))
+    return chosen
 
 
 def _version(log: Path) -> int:

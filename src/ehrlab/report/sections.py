@@ -28,7 +28,7 @@ from ehrlab.report.collect import (
 )
 from ehrlab.report.document import Block, Code, Grid, Paragraph, Picture, Section
 from ehrlab.report.figures import MOST_LINES, NO_SKILL, Bar, bars_figure, curves_figure, file_name, history_figure
-from ehrlab.report.history import CURVES, read_history
+from ehrlab.report.history import CURVES, read_choices, read_history
 from ehrlab.report.runs import Run
 
 BANNER = "SIMULATED DATA. No patient in it is real, and no number here is a finding or replicates a published one."
@@ -225,7 +225,10 @@ def training_section(groups: Sequence[Group]) -> Section | None:
     for group in groups:
         for row in group.rows:
             phases: dict[str, dict[str, dict[str, list[tuple[int, float]]]]] = {}
+            chosen: dict[str, list[str]] = {}
             for run in row.runs:
+                for phase, (settings, tried) in read_choices(run.folder).items():
+                    chosen.setdefault(phase, []).append(f"{settings} of {tried} (seed {run.seed})")
                 for phase, curves in read_history(run.folder).items():
                     for curve in CURVES:
                         if curve in curves:
@@ -235,6 +238,8 @@ def training_section(groups: Sequence[Group]) -> Section | None:
                 ordered = {curve: curves_by_seed[curve] for curve in CURVES if curve in curves_by_seed}
                 place = (group.data, group.task, group.fingerprint[:8], row.name, row.runs[0].hash, phase)
                 caption = f"{row.name} on {group.title}, phase {phase}: one line per seed."
+                if phase in chosen:
+                    caption += f" Chosen by validation: {', '.join(chosen[phase])}."
                 blocks.append(Picture(history_figure(file_name("training", *place), ordered), caption))
     return Section("Training curves", blocks, folded=True) if blocks else None
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from polars.exceptions import PolarsError
 from safetensors import SafetensorError
 
 from ehrlab.core.errors import InputError
-from ehrlab.core.files import locked, replacing, write_whole
+from ehrlab.core.files import locked, replacing, slug, write_whole
 from ehrlab.core.model import Model, RiskModel, SequenceGenerator
 from ehrlab.core.spec import DataSpec
 from ehrlab.data.cache import build_once
@@ -40,7 +41,6 @@ from ehrlab.run.store import (
     RunFolder,
     content_hash,
     shared_phase_folder,
-    slug,
     write_json,
 )
 from ehrlab.run.sweep import index_cohort, index_experiment, index_sweep, show
@@ -58,6 +58,7 @@ from ehrlab.training.runner import (
     save_weights,
     seed_model,
 )
+from ehrlab.training.search import search_phase
 
 log = logging.getLogger("ehrlab")
 
@@ -327,18 +328,13 @@ def _train(entry: Entry, seed: int, data: ClinicalData, run: RunFolder) -> tuple
                 folder = shared_phase_folder(Path(cfg.paths.results), phase, run.identity)
                 if is_rank_zero():
                     held.enter_context(locked(folder / ".lock", str(folder)))
-            record = run_phase(
-                model,
-                phase,
-                data,
-                _recipe(cfg, phase.name),
-                trainer,
-                folder,
-                seed=seed,
-                loggers=loggers,
-                callbacks=callbacks,
-                num_workers=cfg.num_workers,
-            )
+            options = {"seed": seed, "loggers": loggers, "callbacks": callbacks, "num_workers": cfg.num_workers}
+            recipes = _recipes(cfg, phase.name)
+            if len(recipes) == 1:
+                [recipe] = recipes.values()
+                record = run_phase(model, phase, data, recipe, trainer, folder, **options)
+            else:
+                record = search_phase(model, phase, data, recipes, trainer, folder, **options)
         device = record.get("device", device)
         if (epoch := record.get("resumed_from_epoch")) is not None:
             log.info("resumed phase '%s' after epoch %d", phase.name, epoch)
@@ -361,13 +357,26 @@ def build_model(entry: Entry, spec: DataSpec) -> Model:
     return model
 
 
-def _recipe(cfg: DictConfig, phase: str) -> Recipe:
-    """The protocol's settings with this phase's departures."""
-    training = OmegaConf.create(plain(cfg.training), flags={"struct": True})  # what is copied loses sight of `trainer`
-    settings = OmegaConf.masked_copy(training, [k for k in training if k != "phases"])
-    departures = training.phases.get(phase, {})
-    recipe: Recipe = instantiate(OmegaConf.merge(settings, departures))
-    return recipe
+def _recipes(cfg: DictConfig, phase: str) -> dict[str, Recipe]:
+    """The protocol's settings with this phase's departures; one for each point of the phase's `grid`, by its name."""
+    training = plain(cfg.training)
+    departures = dict(training["phases"].get(phase, {}))
+    grid = departures.pop("grid", None) or {}
+    settings = OmegaConf.merge({k: v for k, v in training.items() if k != "phases"}, departures)
+    for key, values in grid.items():
+        known = key not in ("monitor", "mode") and OmegaConf.select(settings, key) is not None
+        if not known or not isinstance(values, list) or not values:
+            raise InputError(
+                f"training.phases.{phase}.grid: expected lists of values of training's settings by dotted key, such as "
+                f"{{optimizer.lr: [1e-3, 1e-4], batch_size: [16, 64]}}, found {key}: {values}"
+            )
+    recipes = {}
+    for point in product(*grid.values()):
+        changed = settings.copy()
+        for key, value in zip(grid, point, strict=True):
+            OmegaConf.update(changed, key, value)
+        recipes[",".join(f"{key}={value}" for key, value in zip(grid, point, strict=True))] = instantiate(changed)
+    return recipes
 
 
 def _record(

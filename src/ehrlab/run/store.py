@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,25 +15,12 @@ from ehrlab.core.files import locked, write_whole
 from ehrlab.core.model import AnyPhase, Phase
 
 DONE = "DONE"
-LONGEST_NAME = 160
 """Characters of a folder's name; file systems know 255 bytes, and what is written below adds to it."""
 
 
 def content_hash(content: Mapping[str, Any]) -> str:
     """Hash of nested plain data, independent of key order."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def slug(text: str) -> str:
-    """A folder name: letters, digits and ._=+- stay, everything else becomes a dash; a long one ends in its hash.
-
-    >>> slug("medhmp pretrain=[stay]"), len(slug("x" * 500))
-    ('medhmp-pretrain=-stay', 160)
-    """
-    name = re.sub(r"[^A-Za-z0-9._=+-]+", "-", text).strip("-")
-    if len(name) <= LONGEST_NAME:
-        return name
-    return f"{name[: LONGEST_NAME - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def differing_keys(old: Any, new: Any, path: str = "") -> list[str]:

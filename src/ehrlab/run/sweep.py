@@ -13,13 +13,14 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.console import Console
 
+from ehrlab.core.files import slug
 from ehrlab.data.clinical import ClinicalData
 from ehrlab.report.collect import comparison_table
 from ehrlab.report.experiment import write_experiment
 from ehrlab.report.labels import labels_table
 from ehrlab.report.page import write_report
 from ehrlab.run.compose import plain
-from ehrlab.run.store import content_hash, slug, write_json
+from ehrlab.run.store import content_hash, write_json
 
 JOB = "job-{:05d}.json"
 COHORTS = Path("experiments/meddiffusion/table1.csv")

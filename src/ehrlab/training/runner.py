@@ -39,7 +39,7 @@ warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and i
 warnings.filterwarnings("ignore", message=r".*does not have many workers")
 warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
 
-WEIGHTS, DONE, CHECKPOINTS = "model.safetensors", "DONE", "checkpoints"
+WEIGHTS, DONE, CHECKPOINTS, HISTORY = "model.safetensors", "DONE", "checkpoints", "history"
 TrainerFactory = Callable[..., L.Trainer]
 
 
@@ -214,7 +214,7 @@ def _run_lightning(
     trainer = _for_turns(trainer_factory, len(phase.turns))(
         max_epochs=recipe.max_epochs,
         callbacks=callbacks,
-        logger=[CSVLogger(folder, name="history"), *loggers],
+        logger=[CSVLogger(folder, name=HISTORY), *loggers],
         default_root_dir=folder,
         enable_progress_bar=show_progress,
         plugins=[_BesideThenRename()],
