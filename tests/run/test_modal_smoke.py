@@ -18,6 +18,7 @@ CASES = {
     "medhmp, stay": (*MEDHMP, "task=mortality_48h", "baselines.models=[f_cnn]"),
     "medhmp, admission": (*MEDHMP, "task=readmission_30d", "baselines.models=[notes_mlp]"),
     "medhmp, patient": (*MEDHMP, "task=heart_failure", "model.body.embed_dim=8"),
+    "medhmp, patient, from scratch": (*MEDHMP, "task=heart_failure", "model.body.embed_dim=8", "model.pretrain=[]"),
     "medfuse": (*MEDFUSE, "task=ten_conditions", "baselines.models=[text_tfidf]"),
 }
 
@@ -70,10 +71,10 @@ def test_models_that_read_different_tables_are_compared_on_the_same_samples(cli,
     assert {row.name.split()[0] for row in group.rows} == {"notes_mlp", "medhmp"}
 
 
-def test_pretraining_is_shared_by_the_tasks(cli, results):
-    for task in ("mortality_48h", "shock_48h"):
-        done = cli(*MEDHMP, f"task={task}", "data=toy", "trainer=smoke")
+def test_pretraining_is_shared_by_the_tasks_and_by_what_is_pretrained(cli, results):
+    for change in (("task=mortality_48h",), ("task=shock_48h",), ("task=shock_48h", "model.pretrain=[stay]")):
+        done = cli(*MEDHMP, *change, "data=toy", "trainer=smoke")
         assert done.code == 0, done.err[-300:]
     assert len(list(results.glob("phases/stay-*/DONE"))) == 1
     assert len(list(results.glob("phases/admission-*/DONE"))) == 1
-    assert len(list(results.glob("toy/*/*/*/seed=0/DONE"))) == 2
+    assert len(list(results.glob("toy/*/*/*/seed=0/DONE"))) == 3
