@@ -15,6 +15,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from ehrlab.core.errors import InputError
+from ehrlab.core.model import EstimatorPhase, Phase
 from ehrlab.run.compose import BACKBONE, row_name
 from ehrlab.run.main import _recipes
 
@@ -236,20 +237,33 @@ def test_a_row_says_what_was_changed_by_hand_in_the_model_and_its_protocol_only(
 
 def test_a_grid_is_one_recipe_for_each_of_its_points() -> None:
     cfg = config("+training.phases.fit.grid={optimizer.lr: [1e-3, 1e-4], batch_size: [16, 64]}")
-    recipes = _recipes(cfg, "fit")
+    recipes = _recipes(cfg, Phase("fit", ()))
     assert list(recipes) == [f"optimizer.lr={lr},batch_size={size}" for lr in (0.001, 0.0001) for size in (16, 64)]
     last = recipes["optimizer.lr=0.0001,batch_size=64"]
     assert (last.batch_size, last.optimizer.keywords["lr"]) == (64, 1e-4)  # type: ignore[attr-defined]
     assert last.monitor == config().training.monitor
-    assert list(_recipes(cfg, "generator")) == [""]
+    assert list(_recipes(cfg, Phase("generator", ()))) == [""]
+    of_all = config("+training.grid={optimizer.lr: [1e-3, 1e-4]}", "+training.phases.fit.grid={batch_size: [16, 64]}")
+    assert list(_recipes(of_all, Phase("fit", ()))) == ["batch_size=16", "batch_size=64"]
+    assert list(_recipes(of_all, Phase("other", ()))) == ["optimizer.lr=0.001", "optimizer.lr=0.0001"]
+    assert list(_recipes(of_all, Phase("generator", (), select="loss"))) == [""]  # learned without labels
 
 
 @pytest.mark.parametrize(
     "grid", ["{optimizer.rate: [1]}", "{optimizer.lr: 1e-3}", "{optimizer.lr: []}", "{mode: [min]}"]
 )
 def test_a_grid_of_something_else_is_refused(grid: str) -> None:
-    with pytest.raises(InputError, match=r"training\.phases\.fit\.grid: expected lists of values.*found"):
-        _recipes(config(f"+training.phases.fit.grid={grid}"), "fit")
+    with pytest.raises(InputError, match=r"grid of phase 'fit': expected lists of values.*found"):
+        _recipes(config(f"+training.phases.fit.grid={grid}"), Phase("fit", ()))
+
+
+def test_a_grid_is_for_phases_that_a_score_selects() -> None:
+    cfg = config("+training.phases.fit.grid={batch_size: [16, 64]}")
+    assert list(_recipes(cfg, EstimatorPhase("fit", lambda train, tuning: {}))) == [""]  # it searches itself
+    with pytest.raises(InputError, match=r"phases\.fit\.grid: expected a phase whose epochs are selected"):
+        _recipes(cfg, Phase("fit", (), select="last"))
+    last = config("+training.grid={batch_size: [16, 64]}")
+    assert list(_recipes(last, Phase("fit", (), select="last"))) == [""]
 
 
 def test_epochs_may_be_told_to_the_trainer_or_to_the_training() -> None:
@@ -257,6 +271,6 @@ def test_epochs_may_be_told_to_the_trainer_or_to_the_training() -> None:
     assert config("trainer.max_epochs=3").training.max_epochs == 3
     assert config("trainer.max_epochs=3", "training.max_epochs=5").training.max_epochs == 5
     of_a_phase = config("trainer.max_epochs=3", "+training.phases.generator.batch_size=2")
-    assert [recipe.max_epochs for recipe in _recipes(of_a_phase, "generator").values()] == [3]
+    assert [recipe.max_epochs for recipe in _recipes(of_a_phase, Phase("generator", ())).values()] == [3]
     assert row_name("meddiffusion", "none", ["model@model.backbone=retain"]) == "meddiffusion backbone=retain"
     assert row_name("lstm", "none", ["model=lstm", "variant=none"]) == "lstm"

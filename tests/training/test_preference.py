@@ -428,7 +428,7 @@ def test_weights_of_the_base_alone_fit(tmp_path: Path) -> None:
 def test_configs_state_the_papers_numbers() -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         rltf, sft = (compose("config", [f"model={name}"]) for name in ("rltf", "sft"))
-    [recipe], [pretrain] = (_recipes(rltf, phase).values() for phase in ("tune", "pretrain"))
+    [recipe], [pretrain] = (_recipes(rltf, phase).values() for phase in build(rltf.model).phases()[::-1])
     (group,) = recipe.optimizer([nn.Parameter(torch.zeros(1))]).param_groups
     assert (recipe.batch_size, recipe.max_epochs, group["lr"], group["weight_decay"]) == (8, 6, 1e-5, 0)
     assert (recipe.gradient_clip, pretrain.batch_size) == (1.0, rltf.training.batch_size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,9 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from ehrlab.core.batch import Batch
-from ehrlab.core.errors import InputError
-from ehrlab.core.model import EstimatorPhase, Model, Phase, Turn
+from ehrlab.core.model import Model
 from ehrlab.report.history import read_choices, read_history
 from ehrlab.training.recipe import Recipe
 from ehrlab.training.runner import WEIGHTS, run_phase
@@ -107,21 +105,3 @@ def test_what_diverges_is_out(data: StubData, tmp_path: Path) -> None:
     assert record["chosen"] in RECIPES
     with pytest.raises(FloatingPointError, match=r"not finite with any of inf\. Search lower rates"):
         search(data, tmp_path / "none", {"inf": diverging})
-
-
-def test_a_phase_that_no_score_selects_has_nothing_to_search_by(data: StubData, tmp_path: Path) -> None:
-    model = fresh()
-    phase = Phase("fit", (Turn(model.loss, model.parameters),), select="last")
-    with pytest.raises(InputError, match=r"training\.phases\.fit\.grid: expected a phase whose epochs are selected"):
-        search_phase(model, phase, data, RECIPES, TRAINER, tmp_path, seed=0)
-
-
-def test_an_estimator_is_fitted_once(data: StubData, tmp_path: Path) -> None:
-    fitted: list[int] = []
-
-    def fit(train: Iterable[Batch], tuning: Iterable[Batch]) -> dict[str, float]:
-        fitted.append(1)
-        return {}
-
-    record = search_phase(fresh(), EstimatorPhase("fit", fit), data, RECIPES, TRAINER, tmp_path, seed=0)
-    assert (len(fitted), "chosen" in record) == (1, False)

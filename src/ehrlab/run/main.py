@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 
 from ehrlab.core.errors import InputError
 from ehrlab.core.files import locked, replacing, slug, write_whole
-from ehrlab.core.model import Model, RiskModel, SequenceGenerator
+from ehrlab.core.model import AnyPhase, EstimatorPhase, Model, Phase, RiskModel, SequenceGenerator
 from ehrlab.core.spec import DataSpec
 from ehrlab.data.cache import build_once
 from ehrlab.data.clinical import ClinicalData
@@ -321,6 +321,7 @@ def _train(entry: Entry, seed: int, data: ClinicalData, run: RunFolder) -> tuple
     for logger in loggers:
         logger.log_hyperparams({**plain(cfg.model), **plain(cfg.training), "seed": seed})
     device = "cpu"
+    recipes = {phase.name: _recipes(cfg, phase) for phase in model.phases()}  # all, before the first hour of the first
     for phase in model.phases():
         folder = run.path / "phases" / phase.name
         with ExitStack() as held:
@@ -329,12 +330,12 @@ def _train(entry: Entry, seed: int, data: ClinicalData, run: RunFolder) -> tuple
                 if is_rank_zero():
                     held.enter_context(locked(folder / ".lock", str(folder)))
             options = {"seed": seed, "loggers": loggers, "callbacks": callbacks, "num_workers": cfg.num_workers}
-            recipes = _recipes(cfg, phase.name)
-            if len(recipes) == 1:
-                [recipe] = recipes.values()
+            if len(recipes[phase.name]) == 1:
+                [recipe] = recipes[phase.name].values()
                 record = run_phase(model, phase, data, recipe, trainer, folder, **options)
             else:
-                record = search_phase(model, phase, data, recipes, trainer, folder, **options)
+                assert isinstance(phase, Phase)
+                record = search_phase(model, phase, data, recipes[phase.name], trainer, folder, **options)
         device = record.get("device", device)
         if (epoch := record.get("resumed_from_epoch")) is not None:
             log.info("resumed phase '%s' after epoch %d", phase.name, epoch)
@@ -357,17 +358,29 @@ def build_model(entry: Entry, spec: DataSpec) -> Model:
     return model
 
 
-def _recipes(cfg: DictConfig, phase: str) -> dict[str, Recipe]:
-    """The protocol's settings with this phase's departures; one for each point of the phase's `grid`, by its name."""
+def _recipes(cfg: DictConfig, phase: AnyPhase) -> dict[str, Recipe]:
+    """The protocol's settings with this phase's departures; one for each point of `grid`, by its name.
+
+    The protocol's own grid is for phases that are selected by the task's score. A phase without gradients chooses its
+    settings itself.
+    """
     training = plain(cfg.training)
-    departures = dict(training["phases"].get(phase, {}))
-    grid = departures.pop("grid", None) or {}
-    settings = OmegaConf.merge({k: v for k, v in training.items() if k != "phases"}, departures)
+    departures = dict(training.pop("phases").get(phase.name, {}))
+    of_all, own = training.pop("grid", None), departures.pop("grid", None)
+    grid = own or (of_all if isinstance(phase, Phase) and phase.select == "risk" else None) or {}
+    if isinstance(phase, EstimatorPhase):
+        grid = {}
+    elif grid and (not isinstance(phase, Phase) or phase.select == "last"):
+        raise InputError(
+            f"training.phases.{phase.name}.grid: expected a phase whose epochs are selected by a validation score, "
+            "found one that keeps its last. Leave the grid out."
+        )
+    settings = OmegaConf.merge(training, departures)
     for key, values in grid.items():
         known = key not in ("monitor", "mode") and OmegaConf.select(settings, key) is not None
         if not known or not isinstance(values, list) or not values:
             raise InputError(
-                f"training.phases.{phase}.grid: expected lists of values of training's settings by dotted key, such as "
+                f"grid of phase '{phase.name}': expected lists of values of training's settings by dotted key, such as "
                 f"{{optimizer.lr: [1e-3, 1e-4], batch_size: [16, 64]}}, found {key}: {values}"
             )
     recipes = {}

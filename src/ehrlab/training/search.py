@@ -13,9 +13,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
-from ehrlab.core.errors import InputError
 from ehrlab.core.files import slug, write_whole
-from ehrlab.core.model import AnyPhase, EstimatorPhase, Model, Phase
+from ehrlab.core.model import Model, Phase
 from ehrlab.data.clinical import ClinicalData
 from ehrlab.training.recipe import Recipe
 from ehrlab.training.runner import (
@@ -35,7 +34,7 @@ log = logging.getLogger(__name__)
 
 def search_phase(
     model: Model,
-    phase: AnyPhase,
+    phase: Phase,
     data: ClinicalData,
     recipes: Mapping[str, Recipe],
     trainer: TrainerFactory,
@@ -54,16 +53,9 @@ def search_phase(
 
     A candidate whose loss does not stay finite is out; FloatingPointError where none is left. Returns the chosen one's
     record, with `chosen` and `searched` (name -> score, None for those that are out).
-    InputError for a phase that no score selects. One without gradients chooses its settings itself, and is run once.
     """
+    assert phase.select != "last", f"phase {phase.name}: no score to choose by"
     options = {"seed": seed, "loggers": loggers, "callbacks": callbacks, "num_workers": num_workers}
-    if isinstance(phase, EstimatorPhase):
-        return run_phase(model, phase, data, next(iter(recipes.values())), trainer, folder, **options)  # type: ignore[arg-type]
-    if not isinstance(phase, Phase) or phase.select == "last":
-        raise InputError(
-            f"training.phases.{phase.name}.grid: expected a phase whose epochs are selected by a validation score, "
-            "found one that keeps its last. Leave the grid out."
-        )
     if agreed((folder / DONE).exists()):
         load_weights(model, folder / WEIGHTS)
         return dict(json.loads((folder / DONE).read_text()), reused=True, resumed_from_epoch=None)
