@@ -222,7 +222,10 @@ def test_a_misspelt_key_fails(override: str) -> None:
 @pytest.mark.parametrize("baselines", files("baselines"))
 def test_models_of_a_baseline_set_have_files_and_pending_ones_have_none(baselines: str) -> None:
     chosen = config(f"baselines={baselines}").baselines
-    assert set(chosen.models) <= {*files("model"), BACKBONE}
+    for listed in chosen.models:
+        name, _, variant = listed.partition(" ")
+        assert name in {*files("model"), BACKBONE}
+        assert not variant or (CONF / "variant" / f"{variant}.yaml").is_file()
     assert not set(chosen.get("pending", [])) & set(chosen.models)
 
 

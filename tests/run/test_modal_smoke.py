@@ -40,6 +40,25 @@ def test_runs_from_raw_tables_to_a_report(cli, results, case):
         assert len(metrics.get("labels", {})) == (10 if "medfuse" in case else 0)
 
 
+def test_ablations_stand_beside_the_model_with_what_was_changed_in_it(cli, results):
+    options = (*MEDFUSE, "task=ten_conditions", "data=toy", "trainer=smoke", "model.lambda_mi=0.2")
+    done = cli(*options, "baselines.models=[medfuse medfuse/no_disentangle,labs_mlp]")
+    assert done.code == 0, done.err[-300:]
+    (group,) = group_runs(load_runs([path.parent for path in results.glob("toy/*/*/*/seed=0/DONE")])[0])
+    chosen = {row.name: row.runs[0].config["model"] for row in group.rows}
+    starts = (
+        "medfuse lambda_mi=0.2 ",
+        "medfuse medfuse/no_disentangle lambda_mi=0.2 ",
+        "labs_mlp training.max_epochs=1",
+    )
+    (whole,), (without,), (_,) = ([name for name in chosen if name.startswith(start)] for start in starts)
+    assert (chosen[whole]["disentangle"], chosen[without]["disentangle"]) == (True, False)
+    assert len(list(results.glob("phases/notes-*/DONE"))) == 1  # the language model is tuned once
+    refused = cli(*options, "baselines.models=[medfuse medfuse/no_labtext]")
+    assert refused.code != 0
+    assert "'medfuse medfuse/no_labtext', which changes text. Run it by itself" in " ".join(refused.err.split())
+
+
 def test_what_one_hospital_taught_is_taken_to_another(cli, results):
     """Table 11: weights of the pretraining, vocabularies of the data that it saw, another hospital's patients."""
     first = cli(*MEDHMP, "task=mortality_48h", "data=toy", "trainer=smoke")

@@ -73,26 +73,54 @@ BACKBONE = "backbone"
 
 
 def entries(cfg: DictConfig) -> list[Entry]:
-    """The model on top, then each model of the baseline set with the same data, task, protocol and seeds."""
+    """The model on top, then each of the baseline set with the same data, task, protocol and seeds.
+
+    A baseline is a model, or a model and its variant ("medfuse medfuse/no_text"). What was changed by hand in the model
+    on top is changed in its variants, too, and in no rival.
+    """
     hydra_cfg = HydraConfig.get()
     choices, overrides = hydra_cfg.runtime.choices, list(hydra_cfg.overrides.task)
-    variant = str(choices["variant"])
-    top = Entry(row_name(choices["model"], variant, overrides), choices["model"], variant, cfg)
+    on_top, variant = str(choices["model"]), str(choices["variant"])
+    top = Entry(row_name(on_top, variant, overrides), on_top, variant, cfg)
     shared = [o for o in overrides if not _belongs_to_model(o)]
+    own = [o for o in overrides if _key(o) not in ("model", "variant")]
     rivals = []
     for listed in cfg.baselines.models:
-        name = _backbone(choices) if listed == BACKBONE else listed
-        row = row_name(name, "none", shared)
+        name, _, variant = listed.partition(" ")
+        name, variant = _backbone(choices) if name == BACKBONE else name, variant or "none"
+        changes = own if name == on_top and variant != "none" else shared
+        row = row_name(name, variant, changes)
         if row == top.row:
             continue
-        rival = compose("config", [*shared, f"model={name}", "variant=none"], return_hydra_config=False)
+        rival = compose("config", [*changes, f"model={name}", f"variant={variant}"], return_hydra_config=False)
+        if variant != "none":
+            _check_variant(listed, rival, compose("config", [*changes, f"model={name}"], return_hydra_config=False))
         # Its own method and recipe; all else (data, task, how records are read) is that of the model on top, which may
         # have chosen it by its config.
         ours = cfg.copy()
         with open_dict(ours):
             ours.model, ours.training = rival.model, rival.training
-        rivals.append(Entry(row, name, "none", ours))
+        rivals.append(Entry(row, name, variant, ours))
     return [top, *rivals]
+
+
+def _key(override: str) -> str:
+    """What an override without a package changes: `model=retain` the model, `model@model.backbone=retain` not."""
+    o = OverridesParser.create().parse_override(override)
+    return "" if o.package else str(o.key_or_group)
+
+
+def _check_variant(listed: str, rival: DictConfig, whole: DictConfig) -> None:
+    """Refuse a variant that reads other data: it cannot stand beside models that share theirs."""
+    with_it, without = (OmegaConf.to_container(cfg, resolve=False) for cfg in (rival, whole))
+    assert isinstance(with_it, dict)
+    assert isinstance(without, dict)
+    changed = [key for key in with_it if with_it[key] != without[key] and key not in ("model", "training")]
+    if changed:
+        raise InputError(
+            f"baselines.models: expected variants that change nothing but model and training, found {listed!r}, which "
+            f"changes {', '.join(map(str, changed))}. Run it by itself: variant={listed.split()[1]}."
+        )
 
 
 def _backbone(choices: Mapping[str, Any]) -> str:
