@@ -4,7 +4,6 @@ A new model needs nothing here while its sizes carry the names below or end in `
 line in SIZES.
 """
 
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from batches import SPEC
-from ehrlab.core.model import Model, RiskModel, SequenceGenerator, SequenceRiskModel
+from ehrlab.core.model import Model, Needs, RiskModel, SequenceGenerator, SequenceRiskModel
 from ehrlab.core.spec import DataSpec
 from sequences import GENERATOR_SPEC
 
@@ -100,18 +99,15 @@ def is_a(model: str, kind: type) -> bool:
     return issubclass(get_class(model_config(f"model={model}")._target_), kind)
 
 
-def needs(model: str, unit: str) -> tuple[frozenset[str], Mapping[str, frozenset[str]]]:
-    """Batch fields that the model reads of samples that are a `unit`, and of views without labels."""
+def needs(model: str, unit: str) -> Needs:
+    """What the model reads where samples are a `unit`."""
     config = model_config(f"model={model}")
-    found: tuple[frozenset[str], Mapping[str, frozenset[str]]] = get_class(config._target_).needs(
-        unit, OmegaConf.to_container(config)
-    )
+    found: Needs = get_class(config._target_).needs(unit, OmegaConf.to_container(config))
     return found
 
 
 def reads_visits_alone(model: str) -> bool:
-    read = [requires.union(*of_views.values()) for requires, of_views in (needs(model, unit) for unit in UNITS)]
-    return all(fields <= {"visits", "demographics"} for fields in read)
+    return all(needs(model, unit).fields <= {"visits", "demographics"} for unit in UNITS)
 
 
 def modal_cases() -> dict[str, tuple[str, str]]:

@@ -31,13 +31,13 @@ Change = Callable[[Batch], Batch]
 
 
 def required(case: Case) -> frozenset[str]:
-    return needs(*case)[0]
+    return needs(*case).samples
 
 
 def spec_of(case: Case, num_labels: int = 1) -> DataSpec:
     """Sizes of the modalities that the model asks for; the rest are None."""
-    requires, pretrains_on = needs(*case)
-    asked = requires.union(*pretrains_on.values())
+    found = needs(*case)
+    asked = found.fields | found.vocabularies
     unknown = {f.name: None for f in fields(DataSpec) if f.name in MODALITIES and f.name not in asked}
     rate = MODAL_SPEC.positive_rate * num_labels
     return replace(MODAL_SPEC, unit=case[1], num_labels=num_labels, positive_rate=rate, **unknown)
@@ -52,15 +52,14 @@ def only(batch: Batch, fields: Iterable[str]) -> Batch:
 
 
 def in_view(case: Case, view: str, batch: Batch) -> Batch:
-    requires, pretrains_on = needs(*case)
     if view == "samples":
-        return only(batch, requires)
+        return only(batch, needs(*case).samples)
     if view == "stays":  # each row is one stay, a real one
         assert batch.stays is not None
         one = Stays(batch.stays.features[:, :1], torch.ones_like(batch.stays.mask[:, :1]))
-        return only(without_labels(replace(batch, stays=one)), pretrains_on[view])
+        return only(without_labels(replace(batch, stays=one)), needs(*case).views[view])
     assert view == "admissions", f"no such view: {view}"
-    return only(without_labels(batch), pretrains_on[view])
+    return only(without_labels(batch), needs(*case).views[view])
 
 
 def take_steps(

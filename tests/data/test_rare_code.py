@@ -13,9 +13,10 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from ehrlab.core.errors import InputError
+from ehrlab.core.model import Needs
 from ehrlab.data.codes import ICD_SHAPES, icd_metadata
 from ehrlab.data.cohorts.rare_code import RareCode
-from ehrlab.data.prepare import Wanted, prepare
+from ehrlab.data.prepare import prepare
 from ehrlab.data.sources import open_meds
 from ehrlab.simulation.sequences.blocks import RLTF
 from meds_folders import Event, at, dx, event, person, stay, write_meds
@@ -92,7 +93,7 @@ def test_a_target_that_never_occurs_is_a_clear_error(tmp_path):
             split=split,
             visits={"kinds": ["diagnosis"]},
             simulated=True,
-            wanted=Wanted(frozenset({"tokens"})),
+            wanted=Needs(frozenset({"tokens"})),
         )
     assert not (tmp_path / "cache" / "tokens").exists()
 

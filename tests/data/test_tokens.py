@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from ehrlab.core.errors import InputError
+from ehrlab.core.model import Needs
 from ehrlab.core.spec import TokenSpec
 from ehrlab.data.clinical import ClinicalData
 from ehrlab.data.cohorts.rare_code import RareCode
 from ehrlab.data.dataset import as_it_is
 from ehrlab.data.meds import SPLITS
-from ehrlab.data.prepare import Wanted, prepare
+from ehrlab.data.prepare import prepare
 from ehrlab.data.sampler import BucketedBatches
 from ehrlab.data.sources import open_meds
 from ehrlab.data.tokens import SPECIALS, TokenDataset, Tokenizer, TokenSettings, tokenize
@@ -447,7 +448,7 @@ def prepared(
     common = {"split": SPLIT, "visits": VISITS, "simulated": True}
     if tokens is None:
         return prepare(open_meds(source), task, cache, **common)
-    wanted = Wanted(frozenset({"visits", "tokens"}))
+    wanted = Needs(frozenset({"visits", "tokens"}))
     return prepare(open_meds(source), task, cache, **common, wanted=wanted, tokens=tokens)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from ehrlab.core.batch import Batch, Text
 from ehrlab.core.errors import InputError
-from ehrlab.core.model import EstimatorPhase, Phase, RiskModel
+from ehrlab.core.model import EstimatorPhase, Needs, Phase, RiskModel
 from ehrlab.core.spec import DataSpec
 from ehrlab.models.medfuse import MedFuse
 from ehrlab.nn.language import LanguageModel, _Vectors
@@ -247,9 +247,10 @@ def test_weights_in_bfloat16_have_adapters_in_float32(batch: Batch) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_needs_are_what_is_read(variant: str, batch: Batch) -> None:
     settings = model_config("model=medfuse", *VARIANTS[variant])
-    requires, pretrains_on = MedFuse.needs("admission", settings)
+    needs = MedFuse.needs("admission", settings)
+    requires = needs.samples
     assert requires == {"labs", "text"} - ({variant.removeprefix("no ")} if variant.startswith("no ") else set())
-    assert pretrains_on == {}
+    assert needs == Needs(requires)
     unread = {name: None for name in ("visits", "stays", "codes", "notes", "labs", "text") if name not in requires}
     model = medfuse(*VARIANTS[variant], spec=replace(SPEC, **{n: None for n in unread if n != "visits"}))
     assert model(replace(batch, **unread)).shape == (6, NUM_LABELS)

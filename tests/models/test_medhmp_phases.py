@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ehrlab.core.errors import InputError
+from ehrlab.core.model import Needs
 from ehrlab.models.medhmp import MedHMP
 from ehrlab.nn.phase_weights import weights_digest
 from ehrlab.run.store import without
@@ -62,15 +63,15 @@ def test_notes_get_no_gradient_and_pretraining_no_labels() -> None:
 @pytest.mark.parametrize("unit", UNITS)
 def test_reads_no_more_than_it_says(unit: str) -> None:
     model, batch = build(unit).eval(), modal_batch()
-    reads, pretrains_on = MedHMP.needs(unit, {"pretrain": ["stay", "admission"]})
+    needs = MedHMP.needs(unit, {"pretrain": ["stay", "admission"]})
     groups = ("visits", "tokens", "stays", "codes", "labs", "notes", "text", "demographics")
-    bare = replace(batch, labels=None, **{name: None for name in groups if name not in reads})
+    bare = replace(batch, labels=None, **{name: None for name in groups if name not in needs.samples})
     assert torch.equal(model(bare), model(batch))
-    views = replace(batch, labels=None, **{name: None for name in groups if name not in pretrains_on["admissions"]})
+    views = replace(batch, labels=None, **{name: None for name in groups if name not in needs.views["admissions"]})
     model.masked_codes_and_contrast(views)
-    assert MedHMP.needs("stay", {"pretrain": ["stay"]})[1] == {"stays": {"stays", "demographics"}}
-    assert MedHMP.needs("stay", {"pretrain": ["stay"], "pretrained": "folder"})[1] == {}
-    assert MedHMP.needs("patient", {"pretrain": []})[1] == {"admissions": {"codes"}}
+    assert MedHMP.needs("stay", {"pretrain": ["stay"]}).views == {"stays": {"stays", "demographics"}}
+    assert MedHMP.needs("stay", {"pretrain": ["stay"], "pretrained": "folder"}).views == {}
+    assert MedHMP.needs("patient", {"pretrain": []}) == Needs(frozenset({"visits"}), {}, frozenset({"codes"}))
 
 
 # ---- phases that runs share

@@ -73,6 +73,13 @@ def test_what_one_hospital_taught_is_taken_to_another(cli, results):
     assert len(list(results.glob("phases/*/DONE"))) == 2  # none was trained in the second hospital
     (run,) = results.glob("toy/shock_48h/*/*/seed=0")
     assert [phase.name for phase in (run / "phases").iterdir()] == ["finetune"]
+    visits = (*MEDHMP, "model.body.embed_dim=8", "data=trinetx", "data.simulation.num_patients=400", "trainer=smoke")
+    coded = cli(
+        *visits, "task=copd", taken[0], f"codes.vocabulary={stores['codes']}"
+    )  # a patient's visits, no admission
+    assert coded.code == 0, coded.err[-300:]
+    assert "in the vocabulary of diagnoses" in coded.out
+    assert "Give the vocabulary of data that have them" in " ".join(cli(*visits, "task=copd", taken[0]).err.split())
     lost = cli(*MEDHMP, taken[0], "task=shock_48h", "data=toy", "data.simulation.seed=8", "trainer=smoke")
     assert lost.code != 0  # without the first hospital's vocabularies the weights do not fit
     assert "Give the vocabularies of the data that it was trained on" in " ".join(lost.err.split()), lost.err[-600:]

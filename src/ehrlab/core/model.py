@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
@@ -119,6 +119,31 @@ class PreferencePhase:
 AnyPhase = Phase | EstimatorPhase | PreferencePhase
 
 
+@dataclass(frozen=True)
+class Needs:
+    """Names of what a model reads, mostly Batch fields.
+
+    samples       of labelled samples
+    views         view without labels -> what is read of its samples; the task need not offer it
+    vocabularies  modalities that give the model its sizes (DataSpec) and are not read otherwise
+    """
+
+    samples: frozenset[str] = frozenset({"visits"})
+    views: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    vocabularies: frozenset[str] = frozenset()
+
+    @property
+    def fields(self) -> frozenset[str]:
+        return self.samples.union(*self.views.values())
+
+    def __or__(self, other: Needs) -> Needs:
+        views = {
+            view: self.views.get(view, frozenset()) | other.views.get(view, frozenset())
+            for view in sorted({*self.views, *other.views})
+        }
+        return Needs(self.samples | other.samples, views, self.vocabularies | other.vocabularies)
+
+
 class Model(nn.Module, ABC):
     """Any method of the project."""
 
@@ -129,9 +154,9 @@ class Model(nn.Module, ABC):
     """View without labels -> Batch fields that its earlier phases read there; the task need not offer them."""
 
     @classmethod
-    def needs(cls, unit: str, settings: Mapping[str, Any]) -> tuple[frozenset[str], Mapping[str, frozenset[str]]]:
-        """(`requires`, `pretrains_on`) where a sample is a `unit` and the model's config says `settings`."""
-        return cls.requires, cls.pretrains_on
+    def needs(cls, unit: str, settings: Mapping[str, Any]) -> Needs:
+        """What is read where a sample is a `unit` and the model's config says `settings`."""
+        return Needs(cls.requires, cls.pretrains_on)
 
     @abstractmethod
     def loss(self, batch: Batch) -> LossDict: ...

@@ -26,6 +26,7 @@ from ehrlab.data.cohorts.summary import CohortSummary
 from ehrlab.data.cohorts.task import Task, scrambled
 from ehrlab.data.dataset import SampleDataset, Selected, as_it_is
 from ehrlab.data.meds import SPLITS
+from ehrlab.data.modalities.base import Modality
 from ehrlab.data.sampler import BucketedBatches
 from ehrlab.data.tokens import TokenDataset, Tokenizer
 
@@ -59,6 +60,7 @@ class ClinicalData:
     fingerprint  names the content of all that a labelled sample holds
     records      view without labels -> name of its content, whatever the task
     cohort       the statistics of Table 1
+    vocabularies modalities whose sizes a model wants, and where their stores lie
     """
 
     folders: Mapping[str, Path]
@@ -70,6 +72,7 @@ class ClinicalData:
     fingerprint: str
     records: Mapping[str, str]
     cohort: CohortSummary
+    vocabularies: Mapping[str, tuple[Modality, Path]] = field(default_factory=dict, kw_only=True)
     label_settings: LabelSettings = field(default=LabelSettings(), kw_only=True)
 
     @classmethod
@@ -78,6 +81,7 @@ class ClinicalData:
         folders: Mapping[str, Path],
         selected: Mapping[str, Mapping[str, tuple[Selected, ...]]] = MappingProxyType({}),
         *,
+        vocabularies: Mapping[str, tuple[Modality, Path]] = MappingProxyType({}),
         task: Task | None = None,
         targets: Sequence[str] = (),
         labels: LabelSettings = LabelSettings(),
@@ -94,7 +98,7 @@ class ClinicalData:
             for view, folder in folders.items()
             if view != "samples"
         }
-        stores = _widest(selected)
+        stores = dict(vocabularies) | _widest(selected)
         mine = _stores(selected, "samples")
         own: list[Any] = [_content(manifest)]
         if mine:
@@ -112,7 +116,7 @@ class ClinicalData:
             positive_rate=tuple(count / train["samples"] for count in train["positives"]),
             unit="patient" if task is None else task.unit,
             tokens=_token_spec(folders["tokens"], targets) if "tokens" in folders else None,
-            **{name: one.modality.spec_beside(one.store, visit_codes) for name, one in stores.items()},
+            **{name: modality.spec_beside(store, visit_codes) for name, (modality, store) in stores.items()},
         )
         held = {"demographics", *mine}
         data = cls(
@@ -125,6 +129,7 @@ class ClinicalData:
             fingerprint=own[0] if len(own) == 1 else content_key(own),
             records=records,
             cohort=cohort,
+            vocabularies=dict(vocabularies),
             label_settings=labels,
         )
         if labels.fraction < 1:
@@ -146,7 +151,8 @@ class ClinicalData:
 
     def stores(self) -> dict[str, Path]:
         """Where each modality lies as it was derived, with the vocabulary that it was read by."""
-        return {name: one.store for name, one in _widest(self.selected).items()}
+        known = dict(self.vocabularies) | _widest(self.selected)
+        return {name: store for name, (_, store) in known.items()}
 
     def _check_labelled(self) -> None:
         labels = self.dataset(SPLITS[0]).labels
@@ -238,13 +244,14 @@ class ClinicalData:
         )
 
 
-def _widest(selected: Mapping[str, Mapping[str, tuple[Selected, ...]]]) -> dict[str, Selected]:
-    """Each modality as the view that holds most of it has it: an admission may have more stays than a sample."""
-    found: dict[str, Selected] = {}
+def _widest(selected: Mapping[str, Mapping[str, tuple[Selected, ...]]]) -> dict[str, tuple[Modality, Path]]:
+    """Each modality as the view that holds most of it has it (an admission may have more stays than a sample), and its
+    store."""
+    found: dict[str, tuple[Modality, Path]] = {}
     for one in (one for of_split in selected.values() for one in of_split.get(SPLITS[0], ())):
         name, known = one.modality.name, found.get(one.modality.name)
-        if known is None or getattr(one.modality, "max_stays", 0) > getattr(known.modality, "max_stays", 0):
-            found[name] = one
+        if known is None or getattr(one.modality, "max_stays", 0) > getattr(known[0], "max_stays", 0):
+            found[name] = (one.modality, one.store)
     return found
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import polars as pl
 
 from ehrlab.core.errors import InputError
+from ehrlab.core.model import Needs
 from ehrlab.data import meds as meds_folder
 from ehrlab.data import tensorize as shards
 from ehrlab.data import tokens as sequences
@@ -32,7 +33,7 @@ from ehrlab.data.cohorts.task import VALUES, Cohort, Task, finish
 from ehrlab.data.dataset import SampleDataset, Selected
 from ehrlab.data.meds import SPLITS, MedsDataset, SplitSettings
 from ehrlab.data.modalities.base import Modality, admissions, with_admissions
-from ehrlab.data.sources.source import Source, tables_for
+from ehrlab.data.sources.source import Source
 from ehrlab.data.tensorize import VisitSettings, tensorize
 from ehrlab.data.tokens import TokenSettings, tokenize
 
@@ -63,27 +64,7 @@ class HasTargets(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What the models of a comparison read.
-
-    of_samples   Batch fields of labelled samples
-    of_views     view without labels ("stays", "admissions") -> Batch fields of its samples; no other is built
-    """
-
-    of_samples: frozenset[str] = frozenset({"visits"})
-    of_views: Mapping[str, frozenset[str]] = field(default_factory=dict)
-
-    @property
-    def fields(self) -> frozenset[str]:
-        return self.of_samples.union(*self.of_views.values())
-
-    def tables(self, task: Task) -> tuple[str, ...]:
-        """The optional tables of a source that hold this, and what the task needs."""
-        return tables_for(self.fields | task.tables)
-
-
-VISITS = Wanted()
+VISITS = Needs()
 
 
 def prepare(
@@ -94,7 +75,7 @@ def prepare(
     split: Mapping[str, Any],
     visits: Mapping[str, Any],
     simulated: bool,
-    wanted: Wanted = VISITS,
+    wanted: Needs = VISITS,
     tokens: Mapping[str, Any] = MappingProxyType({}),
     modalities: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     labelled: Mapping[str, Any] = MappingProxyType({}),
@@ -114,8 +95,8 @@ def prepare(
     """
     split_settings, visit_settings = split_from(split), visits_from(visits)
     label_settings = _settings(LabelSettings, labelled, "labels")
-    token_settings = _settings(TokenSettings, tokens, "tokens") if "tokens" in wanted.of_samples else None
-    asked = sorted(wanted.fields & set(MODAL))
+    token_settings = _settings(TokenSettings, tokens, "tokens") if "tokens" in wanted.samples else None
+    asked = sorted((wanted.fields | wanted.vocabularies) & set(MODAL))
     chosen = {name: _modality(name, modalities.get(name, {})) for name in asked}
     cache_dir = Path(cache_dir)
 
@@ -152,7 +133,7 @@ def prepare(
             cache_dir / "tokens" / f"{source.name}-{tokens_key[:KEY_DIGITS]}",
             lambda out: tokenize(meds, token_settings, out),
         )
-    for view in wanted.of_views:
+    for view in wanted.views:
         hours = chosen["stays"].hours if view == "stays" else None  # type: ignore[attr-defined]
         view_key = content_key(shards.SCHEMA_VERSION, meds.fingerprint, view, hours)
         folders[view] = build_once(
@@ -161,9 +142,13 @@ def prepare(
                 meds, view, finish(_unlabelled(meds, hours), {}), visit_settings, out, visits=False
             ),
         )
-    selected = _select(meds, task, chosen, folders, wanted, cache_dir)
+    stores = _stores(meds, chosen, cache_dir)
+    selected = _select(meds, task, chosen, stores, folders, wanted, cache_dir)
+    vocabularies = {name: (chosen[name], stores[name]) for name in wanted.vocabularies}
     targets = task.target_codes(meds) if isinstance(task, HasTargets) else []
-    return ClinicalData.open(folders, selected, task=task, targets=targets, labels=label_settings)
+    return ClinicalData.open(
+        folders, selected, vocabularies=vocabularies, task=task, targets=targets, labels=label_settings
+    )
 
 
 def _modality(name: str, settings: Mapping[str, Any]) -> Modality:
@@ -180,25 +165,30 @@ def _unlabelled(meds: MedsDataset, hours: int | None) -> pl.DataFrame:
     return found.select("subject_id", "prediction_time")
 
 
-def _select(
-    meds: MedsDataset,
-    task: Task,
-    chosen: Mapping[str, Modality],
-    folders: Mapping[str, Path],
-    wanted: Wanted,
-    cache_dir: Path,
-) -> dict[str, dict[str, tuple[Selected, ...]]]:
-    """view -> split -> what its samples have beside visits and demographics."""
-    if not chosen:
-        return {}
-    known = admissions(meds)
+def _stores(meds: MedsDataset, chosen: Mapping[str, Modality], cache_dir: Path) -> dict[str, Path]:
     stores = {}
     for name, modality in chosen.items():
         settings = asdict(modality)  # type: ignore[call-overload]
         settings.pop("max_stays", None)  # what is selected, not what is stored
         key = content_key(modality.version, meds.fingerprint, settings, modality.fingerprint())
         stores[name] = build_once(cache_dir / "stores" / f"{name}-{key[:KEY_DIGITS]}", partial(modality.build, meds))
-    of_view = {"samples": wanted.of_samples, **wanted.of_views}
+    return stores
+
+
+def _select(
+    meds: MedsDataset,
+    task: Task,
+    chosen: Mapping[str, Modality],
+    stores: Mapping[str, Path],
+    folders: Mapping[str, Path],
+    wanted: Needs,
+    cache_dir: Path,
+) -> dict[str, dict[str, tuple[Selected, ...]]]:
+    """view -> split -> what its samples have beside visits and demographics."""
+    if not wanted.fields & set(chosen):
+        return {}
+    known = admissions(meds)
+    of_view = {"samples": wanted.samples, **wanted.views}
     selected: dict[str, dict[str, tuple[Selected, ...]]] = {}
     for view, folder in folders.items():
         for split in SPLITS:

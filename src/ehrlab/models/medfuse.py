@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ehrlab.core.batch import Batch
 from ehrlab.core.errors import InputError
-from ehrlab.core.model import LossDict, Turn
+from ehrlab.core.model import LossDict, Needs, Turn
 from ehrlab.core.spec import DataSpec
 from ehrlab.nn.disentangle import DenseFusion, DisentangledTransformer, residual
 from ehrlab.nn.labs_and_text import LabsAndTextModel, fields_read
@@ -68,8 +68,8 @@ class MedFuse(LabsAndTextModel):
         self.head = nn.Linear(self.fusion.out_dim, spec.num_labels)
 
     @classmethod
-    def needs(cls, unit: str, settings: Mapping[str, Any]) -> tuple[frozenset[str], Mapping[str, frozenset[str]]]:
-        return fields_read(settings.get("labs", "mltm"), settings.get("text", "lora")), {}
+    def needs(cls, unit: str, settings: Mapping[str, Any]) -> Needs:
+        return Needs(fields_read(settings.get("labs", "mltm"), settings.get("text", "lora")))
 
     def features(self, batch: Batch) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D"], Float[Tensor, "B D"]]:
         """(S_A, S_B, S_C): specific to the tests, specific to the text, common"""

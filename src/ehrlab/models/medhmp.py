@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ehrlab.core.batch import Batch
 from ehrlab.core.errors import InputError
-from ehrlab.core.model import AnyPhase, LossDict, Phase, RiskModel, SequenceRiskModel, Turn
+from ehrlab.core.model import AnyPhase, LossDict, Needs, Phase, RiskModel, SequenceRiskModel, Turn
 from ehrlab.core.spec import DataSpec
 from ehrlab.nn.code_sets import CodeSetEncoder, MaskedCodes
 from ehrlab.nn.contrast import in_chunks, info_nce
@@ -117,12 +117,11 @@ class MedHMP(RiskModel):
     pretrains_on: ClassVar[Mapping[str, frozenset[str]]] = {VIEWS[level]: READS[level] for level in LEVELS}
 
     @classmethod
-    def needs(cls, unit: str, settings: Mapping[str, Any]) -> tuple[frozenset[str], Mapping[str, frozenset[str]]]:
+    def needs(cls, unit: str, settings: Mapping[str, Any]) -> Needs:
         learned = settings["pretrain"] if settings.get("pretrained") is None else ()
         of_views = {VIEWS[level]: READS[level] for level in learned if level in LEVELS}
-        if unit == "patient":  # its visits are read by way of the vocabulary of diagnoses, pretrained or not
-            of_views.setdefault(VIEWS["admission"], frozenset({"codes"}))
-        return READS[unit], of_views
+        # A patient's visits are read by way of the vocabulary of diagnoses, pretrained or not.
+        return Needs(READS[unit], of_views, frozenset({"codes"} if unit == "patient" else ()))
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ from ehrlab.core.model import Model
 from ehrlab.data.clinical import ClinicalData
 from ehrlab.run.compose import Entry
 from ehrlab.run.generated import ANALYSES, FOLDER, write_analysis
-from ehrlab.run.main import build_model, open_data, open_source, wanted_by
+from ehrlab.run.main import build_model, open_data, open_source, tables_of, wanted_by
 from ehrlab.run.store import DONE
 from ehrlab.training.runner import WEIGHTS, load_weights
 
@@ -37,7 +37,7 @@ def reopen(run: Path) -> tuple[Model, ClinicalData]:
     entry = Entry(about["row"], about["model"], about["variant"], cfg)
     task = instantiate(cfg.task)
     wanted = wanted_by([entry], task)
-    data = open_data(cfg, open_source(cfg, wanted.tables(task)), task, wanted)
+    data = open_data(cfg, open_source(cfg, tables_of(wanted, task)), task, wanted)
     trained_on = json.loads((run / "identity.json").read_text())["data"]
     if data.fingerprint != trained_on:
         raise InputError(

@@ -9,7 +9,9 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import reduce
 from itertools import product
+from operator import or_
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,13 @@ from safetensors import SafetensorError
 
 from ehrlab.core.errors import InputError
 from ehrlab.core.files import locked, replacing, slug, write_whole
-from ehrlab.core.model import AnyPhase, EstimatorPhase, Model, Phase, RiskModel, SequenceGenerator
+from ehrlab.core.model import AnyPhase, EstimatorPhase, Model, Needs, Phase, RiskModel, SequenceGenerator
 from ehrlab.core.spec import DataSpec
 from ehrlab.data.cache import build_once
 from ehrlab.data.clinical import ClinicalData
 from ehrlab.data.cohorts.task import Task
-from ehrlab.data.prepare import MODAL, Wanted, prepare
-from ehrlab.data.sources.source import Source, simulated_for
+from ehrlab.data.prepare import MODAL, prepare
+from ehrlab.data.sources.source import Source, simulated_for, tables_for
 from ehrlab.evaluation.risk import evaluate
 from ehrlab.nn.phase_weights import weights_digest
 from ehrlab.run.completion import CompletionSettings, judge_generator
@@ -103,7 +105,7 @@ def _main(cfg: DictConfig) -> None:
     data_name = str(cfg.data.name)
     task = instantiate(cfg.task)
     wanted = wanted_by(matrix, task)
-    source = open_source(cfg, wanted.tables(task))
+    source = open_source(cfg, tables_of(wanted, task))
     for entry in matrix:
         _check_requirements(entry, source.provides, task, data_name)
     data = open_data(cfg, source, task, wanted)
@@ -149,7 +151,12 @@ def _analyse(what: str, entry: Entry, run: Path, data: ClinicalData) -> None:
     write_analysis(what, run, model, data)
 
 
-def open_data(cfg: DictConfig, source: Source, task: Task, wanted: Wanted) -> ClinicalData:
+def tables_of(wanted: Needs, task: Task) -> tuple[str, ...]:
+    """The optional tables of a source that hold what models read, and what the task needs."""
+    return tables_for(wanted.fields | wanted.vocabularies | task.tables)
+
+
+def open_data(cfg: DictConfig, source: Source, task: Task, wanted: Needs) -> ClinicalData:
     """The samples of a task with all that is `wanted` of them; built where it is not in the cache."""
     return prepare(
         source,
@@ -189,18 +196,15 @@ def open_source(cfg: DictConfig, tables: Sequence[str]) -> Source:
     return source
 
 
-def requirements(entry: Entry, unit: str) -> Wanted:
+def requirements(entry: Entry, unit: str) -> Needs:
     """What the entry's model reads where a sample is a `unit`."""
     model: type[Model] = get_class(entry.cfg.model._target_)
-    return Wanted(*model.needs(unit, plain(entry.cfg.model)))
+    return model.needs(unit, plain(entry.cfg.model))
 
 
-def wanted_by(matrix: Sequence[Entry], task: Task) -> Wanted:
+def wanted_by(matrix: Sequence[Entry], task: Task) -> Needs:
     """What the models of `matrix` read together."""
-    needs = [requirements(entry, task.unit) for entry in matrix]
-    views = {view for one in needs for view in one.of_views}
-    of_views = {view: frozenset().union(*(one.of_views.get(view, ()) for one in needs)) for view in sorted(views)}
-    return Wanted(frozenset().union(*(one.of_samples for one in needs)), of_views)
+    return reduce(or_, (requirements(entry, task.unit) for entry in matrix))
 
 
 def _check_requirements(entry: Entry, provides: frozenset[str], task: Task, data_name: str) -> None:
@@ -213,9 +217,9 @@ def _check_requirements(entry: Entry, provides: frozenset[str], task: Task, data
             f"provide {_braces(missing)} (it provides {_braces(provides)}). Choose a model that needs less, other "
             "data, or more tables (data.source.tables)."
         )
-    if hidden := wanted.of_samples - task.inputs:
+    if hidden := wanted.samples - task.inputs:
         raise InputError(
-            f"model '{entry.model}' reads {_braces(wanted.of_samples)}, of which a sample of task '{task.name}' has no "
+            f"model '{entry.model}' reads {_braces(wanted.samples)}, of which a sample of task '{task.name}' has no "
             f"{_braces(hidden)} (it may have {_braces(task.inputs)}). Choose a model that needs less, or another task."
         )
 
@@ -232,6 +236,14 @@ def _announce(cfg: DictConfig, data: ClinicalData) -> None:
         log.info("%s / %s: %d samples", cfg.data.name, cfg.task.name, data.cohort.num_samples)
     else:
         log.info("%s", data.cohort.table(str(cfg.data.name), str(cfg.task.name)))
+    if "codes" in data.vocabularies and data.spec.codes is not None:
+        of_visits = data.spec.codes.of_visit_codes
+        known = sum(code > 0 for code in of_visits)
+        log.info(
+            "%d of %d codes of visits are in the vocabulary of diagnoses; the others are not read",
+            known,
+            len(of_visits),
+        )
 
 
 def identity(entry: Entry, seed: int, data: ClinicalData) -> dict[str, Any]:
@@ -239,13 +251,15 @@ def identity(entry: Entry, seed: int, data: ClinicalData) -> dict[str, Any]:
     cfg = entry.cfg
     kept = {name: plain(cfg[name]) for name in ("model", "training", "task", "visits", "split", "bootstrap")}
     wanted = requirements(entry, data.spec.unit)
-    if "tokens" in wanted.of_samples:
+    if "tokens" in wanted.samples:
         kept |= {name: plain(cfg[name]) for name in ("tokens", "completion")}
     if (pretrained := kept["model"].get("pretrained")) is not None:
         kept["model"]["pretrained"] = weights_digest(Path(pretrained), "model.pretrained")
     # Of the views that the model reads: what is prepared for others beside it does not determine its numbers.
-    if read := {view for view in data.records if view in wanted.of_views or view in wanted.of_samples}:
+    if read := {view for view in data.records if view in wanted.views or view in wanted.samples}:
         kept["records"] = {view: data.records[view] for view in sorted(read)}
+    if wanted.vocabularies:
+        kept["vocabularies"] = {name: getattr(data.spec, name).content for name in sorted(wanted.vocabularies)}
     return {**kept, "data": data.fingerprint, "precision": str(cfg.trainer.precision), "seed": seed}
 
 
@@ -301,7 +315,7 @@ def _judge(
         predictions.write_parquet(beside)
     metrics = evaluate(predictions, **bootstrap)
     if exact is not None:
-        reads = requirements(entry, data.spec.unit).of_samples
+        reads = requirements(entry, data.spec.unit).samples
         metrics["oracle"], best = exact.judge(predictions, reads, **bootstrap)
         if best is not None:
             with replacing(run.path / "oracle.parquet") as beside:

@@ -73,6 +73,16 @@ def admissions(meds: MedsDataset) -> pl.DataFrame:
 
     InputError where the data hold none.
     """
+    found = admissions_if_any(meds)
+    if found.is_empty():
+        raise InputError(
+            "the data hold no hospital admission with a beginning and an end (kinds.admission, kinds.discharge), to "
+            "which stays, notes and labs belong. Choose data with admissions, or a model that reads visits only."
+        )
+    return found
+
+
+def admissions_if_any(meds: MedsDataset) -> pl.DataFrame:
     begins, ends = meds.is_kind("admission"), meds.is_kind("discharge")
     found = (
         meds.scan()
@@ -87,11 +97,6 @@ def admissions(meds: MedsDataset) -> pl.DataFrame:
         .sort("subject_id", "admitted", "visit_id")
         .collect(engine="streaming")
     )
-    if found.is_empty():
-        raise InputError(
-            "the data hold no hospital admission with a beginning and an end (kinds.admission, kinds.discharge), to "
-            "which stays, notes and labs belong. Choose data with admissions, or a model that reads visits only."
-        )
     return found.select(ADMISSIONS.names())
 
 

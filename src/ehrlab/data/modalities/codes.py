@@ -32,7 +32,7 @@ from ehrlab.core.errors import InputError
 from ehrlab.core.spec import CodeSetSpec
 from ehrlab.data.cache import content_key
 from ehrlab.data.meds import SPLITS, MedsDataset
-from ehrlab.data.modalities.base import Modality, admissions
+from ehrlab.data.modalities.base import Modality, admissions_if_any
 
 KINDS = {"diagnosis": "diagnoses", "drug": "drugs"}
 """Kind of event -> member of Batch.codes."""
@@ -60,7 +60,13 @@ class CodeSetModality(Modality):
             raise InputError(f"codes.min_count: expected at least 1, found {self.min_count}")
 
     def build(self, meds: MedsDataset, out: Path) -> None:
-        known = admissions(meds).with_row_index("admission")
+        known = admissions_if_any(meds).with_row_index("admission")
+        # A vocabulary that was fitted elsewhere is of use without admissions, too: visits can be read by it.
+        if known.is_empty() and self.vocabulary is None:
+            raise InputError(
+                "codes: expected admissions to fit a vocabulary on, found none in the data. Give the vocabulary of "
+                "data that have them, codes.vocabulary=FOLDER: the provenance.json of a run there names it under stores."
+            )
         codes = (
             meds.codes()
             .select("code", "description", kind=_kind(meds))
@@ -72,7 +78,8 @@ class CodeSetModality(Modality):
         pairs = pl.concat([_pairs(path, codes, known) for path in meds.shards()])
         vocabulary = self._fit(meds, codes, pairs, known) if self.vocabulary is None else _read(self.vocabulary)
         numbered = codes.drop("description").join(vocabulary.select("kind", "code", "id"), on=["kind", "code"])
-        if missing := [kind for kind in KINDS if not (numbered["kind"] == kind).any()]:
+        needed = KINDS if known.height else ("diagnosis",)
+        if missing := [kind for kind in needed if not (numbered["kind"] == kind).any()]:
             raise InputError(
                 f"codes: expected a known {missing[0]} in the data, found none. Read diagnoses and drugs "
                 "(data.source.tables), lower codes.min_count, or take a vocabulary of the same codes."
