@@ -74,9 +74,7 @@ def test_what_one_hospital_taught_is_taken_to_another(cli, results):
     (run,) = results.glob("toy/shock_48h/*/*/seed=0")
     assert [phase.name for phase in (run / "phases").iterdir()] == ["finetune"]
     visits = (*MEDHMP, "model.body.embed_dim=8", "data=trinetx", "data.simulation.num_patients=400", "trainer=smoke")
-    coded = cli(
-        *visits, "task=copd", taken[0], f"codes.vocabulary={stores['codes']}"
-    )  # a patient's visits, no admission
+    coded = cli(*visits, "task=copd", taken[0], f"codes.vocabulary={stores['codes']}")  # visits, no admissions
     assert coded.code == 0, coded.err[-300:]
     assert "in the vocabulary of diagnoses" in coded.out
     assert "Give the vocabulary of data that have them" in " ".join(cli(*visits, "task=copd", taken[0]).err.split())

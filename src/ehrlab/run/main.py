@@ -237,13 +237,9 @@ def _announce(cfg: DictConfig, data: ClinicalData) -> None:
     else:
         log.info("%s", data.cohort.table(str(cfg.data.name), str(cfg.task.name)))
     if "codes" in data.vocabularies and data.spec.codes is not None:
-        of_visits = data.spec.codes.of_visit_codes
-        known = sum(code > 0 for code in of_visits)
-        log.info(
-            "%d of %d codes of visits are in the vocabulary of diagnoses; the others are not read",
-            known,
-            len(of_visits),
-        )
+        ids = data.spec.codes.of_visit_codes
+        known = sum(code > 0 for code in ids)
+        log.info("%d of %d codes of visits are in the vocabulary of diagnoses; others are not read", known, len(ids))
 
 
 def identity(entry: Entry, seed: int, data: ClinicalData) -> dict[str, Any]:
