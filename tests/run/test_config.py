@@ -229,6 +229,14 @@ def test_models_of_a_baseline_set_have_files_and_pending_ones_have_none(baseline
     assert not set(chosen.get("pending", [])) & set(chosen.models)
 
 
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_matrix_of_an_experiment_has_no_missing_value(name: str) -> None:
+    """Hydra's sweeper asks for all of them, also for those that the command line gives."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        found = compose("config", [f"experiments={name}"], return_hydra_config=True)
+    OmegaConf.to_container(found.hydra.sweeper, throw_on_missing=True)
+
+
 # ---- names of rows
 
 

@@ -65,7 +65,7 @@ class CodeSetModality(Modality):
         if known.is_empty() and self.vocabulary is None:
             raise InputError(
                 "codes: expected admissions to fit a vocabulary on, found none in the data. Give the vocabulary of "
-                "data that have them, codes.vocabulary=FOLDER: the provenance.json of a run there names it under stores."
+                "data that have them, codes.vocabulary=FOLDER: its run's provenance.json names it under stores."
             )
         codes = (
             meds.codes()
