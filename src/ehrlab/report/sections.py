@@ -1,6 +1,7 @@
 """The parts that every report is made of: results, differences, curves, training curves, provenance."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -362,9 +363,16 @@ def _pooled_calibration(sets: Sequence[Scores]) -> list[CalibrationBin]:
 
 
 def _setting(settings: Mapping[str, Any], key: str) -> str:
+    """How a setting is shown.
+
+    >>> _setting({"model.pretrained": "/home/me/results/phases/admission-8f83"}, "model.pretrained")
+    'admission-8f83'
+    """
     if key not in settings:
         return "–"
-    text = str(settings[key])
+    value = settings[key]
+    # Of a path its last part, as in the names of rows: a page may be passed on, the rest is where a machine keeps it.
+    text = Path(value).name if isinstance(value, str) and Path(value).is_absolute() else str(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 

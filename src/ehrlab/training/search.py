@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import Logger
 
 from ehrlab.core.files import slug, write_whole
 from ehrlab.core.model import Model, Phase
@@ -39,11 +37,7 @@ def search_phase(
     recipes: Mapping[str, Recipe],
     trainer: TrainerFactory,
     folder: Path,
-    *,
-    seed: int,
-    loggers: Sequence[Logger] = (),
-    callbacks: Sequence[Callback] = (),
-    num_workers: int = 0,
+    **options: Any,
 ) -> dict[str, Any]:
     """`run_phase` once for each recipe, from the same weights and seed; `model` is left with the best one's.
 
@@ -51,11 +45,12 @@ def search_phase(
     folder    holds each candidate's under its name, and then the chosen one's weights and history as if it had been the
               only one. A run that was killed goes on with the candidate that it was at.
 
+    options   those of `run_phase`
+
     A candidate whose loss does not stay finite is out; FloatingPointError where none is left. Returns the chosen one's
     record, with `chosen` and `searched` (name -> score, None for those that are out).
     """
     assert phase.select != "last", f"phase {phase.name}: no score to choose by"
-    options = {"seed": seed, "loggers": loggers, "callbacks": callbacks, "num_workers": num_workers}
     if agreed((folder / DONE).exists()):
         load_weights(model, folder / WEIGHTS)
         return dict(json.loads((folder / DONE).read_text()), reused=True, resumed_from_epoch=None)
@@ -68,7 +63,7 @@ def search_phase(
             for tensor, value in zip(tensors, start, strict=True):
                 tensor.copy_(value)
         try:
-            records[name] = run_phase(model, phase, data, recipe, trainer, folder / slug(name), **options)  # type: ignore[arg-type]
+            records[name] = run_phase(model, phase, data, recipe, trainer, folder / slug(name), **options)
         except FloatingPointError as error:
             log.info("phase '%s', %s: %s", phase.name, name, error)
     if not records:
