@@ -56,23 +56,29 @@ class StarTransformer(nn.Module):
 
     def forward(self, e: Float[Tensor, "R H E"]) -> tuple[Float[Tensor, "R H E"], Float[Tensor, "R E"]]:
         h, s = e, e.mean(1)
+        # The input is the same in every cycle, and so are the weights: two of a satellite's six projections are made once.
+        given = self.satellite.key(e), self.satellite.value(e)
         for _ in range(self.num_cycles):
-            h = self.norm_satellite(F.relu(self.around(h, e, s)))
+            h = self.norm_satellite(F.relu(self.around(h, given, s)))
             s = self.norm_relay(F.relu(self.through(h, s)))
         return h, s
 
     def around(
-        self, h: Float[Tensor, "R H E"], e: Float[Tensor, "R H E"], s: Float[Tensor, "R E"]
+        self,
+        h: Float[Tensor, "R H E"],
+        given: tuple[Float[Tensor, "R H E"], Float[Tensor, "R H E"]],
+        s: Float[Tensor, "R E"],
     ) -> Float[Tensor, "R H E"]:
-        """Every satellite looks at its two neighbours, itself, its input and the relay."""
+        """Every satellite looks at its two neighbours, itself, its input (given: its key and value) and the relay."""
         unit = self.satellite
 
-        def seen(project: nn.Linear) -> Float[Tensor, "R H 5 A P"]:
-            own, given = unit.heads(project(h)), unit.heads(project(e))
+        def seen(project: nn.Linear, given: Float[Tensor, "R H E"]) -> Float[Tensor, "R H 5 A P"]:
+            own = unit.heads(project(h))
             relay = unit.heads(project(s))[:, None].expand_as(own)
-            return torch.stack([own.roll(1, 1), own, own.roll(-1, 1), given, relay], dim=2)
+            return torch.stack([own.roll(1, 1), own, own.roll(-1, 1), unit.heads(given), relay], dim=2)
 
-        return unit.attend(unit.heads(unit.query(h)), seen(unit.key), seen(unit.value))
+        key, value = seen(unit.key, given[0]), seen(unit.value, given[1])
+        return unit.attend(unit.heads(unit.query(h)), key, value)
 
     def through(self, h: Float[Tensor, "R H E"], s: Float[Tensor, "R E"]) -> Float[Tensor, "R E"]:
         """The relay looks at itself and at every satellite."""
