@@ -103,6 +103,13 @@ def test_gradients_reach_every_parameter(name: str) -> None:
     assert {n for n, _ in model.named_parameters()} - reached == set()
 
 
+def test_bfloat16_gives_nearly_the_same_losses(name: str) -> None:
+    expected = pretrain(build_generator(f"model={name}"), token_batch(), SOME_STEPS, learning_rate=1e-3)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = pretrain(build_generator(f"model={name}"), token_batch(), SOME_STEPS, learning_rate=1e-3)
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
+
+
 @pytest.mark.parametrize("field", ["ids", "age", "place"])
 def test_logits_ignore_everything_after_their_position(name: str, trained: SequenceGenerator, field: str) -> None:
     if name in SETS:

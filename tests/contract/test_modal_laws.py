@@ -236,6 +236,14 @@ def test_every_parameter_belongs_to_a_turn_and_gets_a_finite_gradient(case: Case
     assert [name for name, p in trainable.items() if id(p) not in reached] == []
 
 
+def test_bfloat16_gives_nearly_the_same_first_loss(case: Case) -> None:
+    expected = train(case, make(case), [modal_batch()])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = train(case, make(case), [modal_batch()])
+    torch.testing.assert_close(found[0], expected[0], rtol=0.05, atol=0.05)
+    assert torch.tensor(found).isfinite().all()
+
+
 def test_players_do_not_share_parameters(case: Case) -> None:
     for phase in gradient_phases(make(case)):
         players = [{id(p) for p in turn.params()} for turn in phase.turns]

@@ -40,6 +40,14 @@ def raw(toy_tables: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(toy_tables, tmp_path / "raw"))
 
 
+# ---- what does not train
+
+
+def test_a_precision_that_scales_its_losses(refused):
+    error = refused(*TINY, "trainer.precision=16-mixed")
+    assert "trainer.precision=16-mixed: expected one of 32-true, bf16-mixed" in error
+
+
 # ---- what is missing
 
 

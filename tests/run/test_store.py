@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from ehrlab.core.errors import InputError
 from ehrlab.core.model import Phase
@@ -59,6 +60,13 @@ def test_what_does_not_determine_the_numbers_does_not_make_another_run(cli, resu
     assert "done before: lstm" in again.out
     assert "training lstm" in cli(*TINY, "training.batch_size=64").out
     assert "training lstm" in cli(*TINY, "trainer.precision=bf16-true").out
+
+
+def test_mixed_precision_trains_with_fused_optimisers_and_clipped_gradients(cli, results):
+    assert cli(*TINY, "trainer.precision=bf16-mixed").code == 0
+    training = OmegaConf.load(only_run(results) / "config.yaml").training
+    assert training.optimizer.fused
+    assert training.gradient_clip
 
 
 @pytest.mark.parametrize("stop", [[], [1]], ids=["between epochs", "before DONE"])

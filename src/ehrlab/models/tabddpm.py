@@ -151,8 +151,10 @@ class TabDDPM(RiskModel):
             with torch.random.fork_rng():
                 torch.manual_seed(int(self.seed))
                 labels = _draw(self.quantiles.new_tensor(self.positive_rate).expand(self.num_synthetic, -1))
-                rows = [self.sample(y).half() for y in labels.split(ROWS_AT_ONCE)]
-            self.drawn = torch.cat(rows), labels
+                rows = labels.new_empty(len(labels), self.num_codes + NUMERIC, dtype=torch.half)
+                for few, y in zip(rows.split(ROWS_AT_ONCE), labels.split(ROWS_AT_ONCE)):
+                    few.copy_(self.sample(y))
+            self.drawn = rows, labels
         return self.drawn
 
     def forward(self, batch: Batch) -> Float[Tensor, "B K"]:

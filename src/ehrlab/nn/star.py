@@ -56,7 +56,7 @@ class StarTransformer(nn.Module):
 
     def forward(self, e: Float[Tensor, "R H E"]) -> tuple[Float[Tensor, "R H E"], Float[Tensor, "R E"]]:
         h, s = e, e.mean(1)
-        # The input is the same in every cycle, and so are the weights: two of a satellite's six projections are made once.
+        # Inputs and weights are the same in every cycle: two of a satellite's six projections are made once.
         given = self.satellite.key(e), self.satellite.value(e)
         for _ in range(self.num_cycles):
             h = self.norm_satellite(F.relu(self.around(h, given, s)))

@@ -48,6 +48,7 @@ from ehrlab.run.store import (
 from ehrlab.run.sweep import index_cohort, index_experiment, index_sweep, show
 from ehrlab.simulation import SPECIFICATION, sequences
 from ehrlab.simulation.spec import representative
+from ehrlab.training.lit import PRECISIONS
 from ehrlab.training.predict import predict
 from ehrlab.training.recipe import Recipe
 from ehrlab.training.runner import (
@@ -101,6 +102,11 @@ def _main(cfg: DictConfig) -> None:
         raise InputError(
             "trainer=ddp inside a sweep: each rank would start the whole sweep again. Give every job one device "
             "(trainer=gpu launcher=joblib or slurm), or start a single run under DDP."
+        )
+    if str(cfg.trainer.precision) not in PRECISIONS:
+        raise InputError(
+            f"trainer.precision={cfg.trainer.precision}: expected one of {', '.join(PRECISIONS)}. trainer=bf16 is half "
+            "the memory on a GPU."
         )
     data_name = str(cfg.data.name)
     task = instantiate(cfg.task)

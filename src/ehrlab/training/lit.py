@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Any, cast
+from typing import Any
 
 import lightning as L
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
@@ -28,6 +28,9 @@ from ehrlab.core.batch import Batch
 from ehrlab.core.model import Model, Phase
 from ehrlab.data.clinical import ClinicalData
 from ehrlab.training.recipe import Recipe
+
+PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
+"""Of trainer.precision: those that train without scaled losses, which clipped gradients would have to know of."""
 
 
 def derived_seed(*parts: object) -> int:
@@ -113,7 +116,9 @@ class LitPhase(L.LightningModule):
                 optimizer.zero_grad()
                 self.manual_backward(losses["loss"] * share)
                 if self.recipe.gradient_clip:
-                    self.clip_gradients(cast(Optimizer, optimizer), self.recipe.gradient_clip, "norm")
+                    # Not self.clip_gradients: under bf16-mixed it refuses fused optimisers, for fear of a scaler that
+                    # bfloat16 does not have. PRECISIONS has none that scales.
+                    nn.utils.clip_grad_norm_(turn.params(), self.recipe.gradient_clip)
                 optimizer.step()
             if len(turns) > 1:
                 self.untoggle_optimizer(optimizer)
@@ -151,7 +156,7 @@ class LitPhase(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         if self.phase.select == "risk":
             assert batch.labels is not None
-            logits = self.model(batch)
+            logits = self.model(batch).float()  # sigmoids of bfloat16 would tie
             self._log({"val/loss": F.binary_cross_entropy_with_logits(logits, batch.labels)}, batch)
             shape = (-1,) if self.data.spec.num_labels == 1 else logits.shape
             self.metrics.update(logits.sigmoid().reshape(shape), batch.labels.reshape(shape).int())

@@ -57,7 +57,7 @@ CHECKPOINTS = "checkpoints"
 WHOLE = "WHOLE.json"
 """Written last into a checkpoint: SHA-256 of every other file. Without it a kill came while it was written."""
 
-PRECISIONS = {"32-true": {}, "bf16-mixed": {"bf16": True}, "16-mixed": {"fp16": True}}
+PRECISIONS = {"32-true": {}, "bf16-mixed": {"bf16": True}}
 """Lightning's names of what TRL can do, too."""
 
 
