@@ -15,6 +15,7 @@ from batches import take
 from ehrlab.core.batch import Batch, Tokens
 from ehrlab.core.errors import InputError
 from ehrlab.core.model import SequenceGenerator
+from other_device import There, other_device
 from sequences import (
     BOS,
     EOS,
@@ -101,6 +102,13 @@ def test_gradients_reach_every_parameter(name: str) -> None:
         torch.optim.SGD(params, lr=0.1).step()
         reached |= {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
     assert {n for n, _ in model.named_parameters()} - reached == set()
+
+
+def test_what_a_generator_makes_is_on_its_batchs_device(name: str) -> None:
+    model = build_generator(f"model={name}")
+    with other_device() as device:
+        assert pretrain(model.to(device), token_batch().to(device), SOME_STEPS)
+        assert all(isinstance(value, There) for value in model.loss(token_batch().to(device)).values())
 
 
 def test_bfloat16_gives_nearly_the_same_losses(name: str) -> None:

@@ -17,11 +17,14 @@ from batches import (
 )
 from ehrlab.core.batch import Batch
 from ehrlab.core.model import RiskModel
+from other_device import There, other_device
 from steps import gradient_phases, set_gradients, train
 from tiny import CASES, build
 
 SOME_STEPS = 3
 MANY_STEPS = 400
+# Without the compositions that repeat each augmenter for every other model of visits.
+ONE_BODY = {name: case for name, case in CASES.items() if "+" not in name or name.startswith(("lstm+", "meddiffusion"))}
 
 
 @pytest.fixture(params=CASES, ids=str)
@@ -68,6 +71,15 @@ def test_every_parameter_belongs_to_a_turn_and_gets_a_gradient(case: tuple[str, 
     assert [name for name, p in trainable.items() if id(p) not in reached] == []
 
 
+@pytest.mark.parametrize("case", ONE_BODY.values(), ids=ONE_BODY)
+def test_what_a_model_makes_is_on_its_batchs_device(case: tuple[str, ...], batch: Batch) -> None:
+    model = build(*case)
+    with other_device() as device:
+        train(model.to(device), [batch.to(device)] * 2)
+        assert isinstance(model.eval()(batch.to(device)), There)
+
+
+@pytest.mark.parametrize("case", ONE_BODY.values(), ids=ONE_BODY)
 def test_bfloat16_gives_nearly_the_same_first_loss(case: tuple[str, ...], batch: Batch) -> None:
     expected = train(build(*case), [batch])
     with torch.autocast("cpu", torch.bfloat16):

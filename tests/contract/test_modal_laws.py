@@ -17,6 +17,7 @@ from ehrlab.core.batch import MODALITIES, Batch, CodeSets, Notes, Stays, Text
 from ehrlab.core.model import EstimatorPhase, Phase, RiskModel
 from ehrlab.core.spec import DataSpec
 from modal_batches import MODAL_SPEC, modal_batch
+from other_device import There, other_device
 from steps import gradient_phases, set_gradients
 from tiny import MODAL_CASES, build, needs
 
@@ -234,6 +235,13 @@ def test_every_parameter_belongs_to_a_turn_and_gets_a_finite_gradient(case: Case
                 torch.optim.SGD(params, lr=0.1).step()
                 reached |= {id(p) for p in params if p.grad is not None and p.grad.abs().max() > 0}
     assert [name for name, p in trainable.items() if id(p) not in reached] == []
+
+
+def test_what_a_model_makes_is_on_its_batchs_device(case: Case, batch: Batch) -> None:
+    model = make(case)
+    with other_device() as device:
+        train(case, model.to(device), [modal_batch().to(device)] * 2)
+        assert isinstance(model.eval()(batch.to(device)), There)
 
 
 def test_bfloat16_gives_nearly_the_same_first_loss(case: Case) -> None:
