@@ -2,6 +2,7 @@
 
 import io
 import re
+import warnings
 
 import matplotlib
 import numpy as np
@@ -36,6 +37,14 @@ def test_any_row_name_is_drawn_as_text(name):
     svg = curves("lstm", name).svg
     assert "<script" not in svg
     assert svg.count("</text>") > 10
+
+
+def test_long_row_names_leave_room_for_the_panels():
+    rows = [f"medhmp training.phases.finetune.max_epochs=9 training.phases.finetune.patience={n}" for n in range(5)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        svg = curves(*rows).svg
+    assert all(f"patience={n}" in svg for n in range(5))
 
 
 def test_drawing_leaves_no_global_state():

@@ -190,7 +190,7 @@ def _result_section(
     }
     if len(columns) > 1 and len(specs) > 1 and MEASURES[metric].better != 0:
         ranks, number = mean_rank(values, higher_is_better=MEASURES[metric].better > 0)
-        if number:
+        if number > 1:  # columns that have every row
             blocks.append(
                 Grid(["Mean rank", f"over {number} columns"], [[row, f"{r:.2f}"] for row, r in ranks.items()])
             )

@@ -5,7 +5,9 @@ Drawn on `Figure` objects without pyplot: no window, no current figure, and sett
 
 import base64
 import io
+import math
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from markupsafe import Markup
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.transforms import offset_copy
@@ -26,6 +29,9 @@ _COLOURS = ("#2f7fc1", "#d9812b", "#2f9e77", "#c2569b", "#8a74d6", "#a58a1f", "#
 _DASHES = ("-", "--", ":")
 _MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">", "*")  # of what models are compared with
 _INK = "#14181d"  # stands for the page's text colour: replaced in the SVG, dark on white in the PNG
+_LETTERS_PER_INCH = 13  # of a legend, about
+_LETTERS_OF_LINE = 8  # beside each name
+_LONGEST_LINE = 44  # of a name
 NO_SKILL = "no skill"
 MOST_LINES = len(_COLOURS) * len(_DASHES)
 
@@ -110,7 +116,8 @@ def bars_figure(name: str, bars: Sequence[Bar], lines: Mapping[str, float], labe
         axes.set(ylim=(len(bars) - 0.5, -0.5), xlabel=label)
         axes.grid(visible=False, axis="y")
 
-    return _render(name, (7.5, 0.9 + 0.24 * len(bars)), draw)
+    deepest = max((_shown(bar.name).count("\n") + 1 for bar in bars), default=1)
+    return _render(name, (7.5, 0.9 + 0.24 * deepest * len(bars)), draw)
 
 
 def pairs_figure(name: str, panels: Mapping[str, Sequence[tuple[Bar, Bar]]], label: str, scale: float) -> Figure:
@@ -211,11 +218,9 @@ def dose_figure(
             axes.set(title=title, xlabel=x_label)
             axes.set_xticks(list(ticks), list(ticks.values()))
             axes.minorticks_off()
-        names = [_shown(line) for line in drawn]
-        canvas.legend(list(drawn.values()), names, loc="outside lower center", ncols=min(4, len(drawn)))
+        _legend(canvas, list(drawn.values()), list(drawn))
 
-    count = len({line.name for lines in panels.values() for line in lines})
-    return _render(name, (3.6 * len(panels), 3.2 + 0.2 * ((count + 3) // 4)), draw)
+    return _render(name, (3.6 * len(panels), 3.2), draw)
 
 
 def curves_figure(
@@ -245,9 +250,9 @@ def curves_figure(
             axes.plot([0, 1], [0, 1], color=_INK, linewidth=0.8, linestyle=":")
         for axes in (pr_axes, roc_axes, calibration_axes):
             axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-        _legend(canvas, pr_axes, list(precision_recall))
+        _legend(canvas, pr_axes.get_lines(), list(precision_recall))
 
-    return _render(name, (10.5, 3.6 + 0.2 * ((len(precision_recall) + 3) // 4)), draw)
+    return _render(name, (10.5, 3.6), draw)
 
 
 def tradeoff_figure(
@@ -269,9 +274,9 @@ def tradeoff_figure(
                 axes.plot([point.x_low, point.x_high], [point.y, point.y], color=colour, linewidth=0.9)
                 axes.plot([point.x, point.x], [point.y_low, point.y_high], color=colour, linewidth=0.9)
         axes.set(xlabel="recall", ylabel="precision", xlim=(-0.02, None), ylim=(-0.02, None))
-        canvas.legend(handles, [_shown(row) for row in rows], loc="outside lower center", ncols=min(4, len(rows)))
+        _legend(canvas, handles, rows)
 
-    return _render(name, (5.4, 4.2), draw)
+    return _render(name, (5.4, 3.8), draw)
 
 
 def scatter_figure(
@@ -309,9 +314,9 @@ def history_figure(name: str, curves: Mapping[str, Mapping[str, Sequence[tuple[i
             _lines(axes, {seed: (x, y) for seed, (x, y) in points.items()}, marker=".")
             axes.set(title=curve, xlabel="epoch")
             axes.xaxis.get_major_locator().set_params(integer=True)
-        _legend(canvas, panels[0], seeds)
+        _legend(canvas, panels[0].get_lines(), seeds)
 
-    return _render(name, (2.7 * len(curves), 2.7), draw)
+    return _render(name, (2.7 * len(curves), 2.5), draw)
 
 
 def landscape_figure(
@@ -372,14 +377,22 @@ def _lines(axes: Axes, lines: Mapping[str, tuple[FloatArray, FloatArray]], marke
         )
 
 
-def _legend(canvas: Canvas, axes: Axes, names: Sequence[str]) -> None:
+def _legend(canvas: Canvas, lines: Sequence[Artist], names: Sequence[str]) -> None:
+    """Below the panels, in as many columns as the names leave room for; the canvas grows by its rows."""
     shown = [_shown(name) for name in names]
-    if shown:
-        canvas.legend(axes.get_lines()[: len(shown)], shown, loc="outside lower center", ncols=min(4, len(shown)))
+    if not shown:
+        return
+    width, height = canvas.get_size_inches()
+    longest = max(len(line) for name in shown for line in name.split("\n"))
+    columns = min(max(int(width * _LETTERS_PER_INCH / (longest + _LETTERS_OF_LINE)), 1), 4, len(shown))
+    deepest = max(name.count("\n") + 1 for name in shown)
+    canvas.set_size_inches(width, height + 0.2 * deepest * math.ceil(len(shown) / columns))
+    canvas.legend(lines[: len(shown)], shown, loc="outside lower center", ncols=columns)
 
 
 def _shown(name: str) -> str:
-    """A label that begins with "_" means "hide me" to matplotlib; a space before it does not show."""
+    """As a label: a long name goes over several lines, and a space before "_" keeps matplotlib from hiding it."""
+    name = "\n".join(textwrap.wrap(name, _LONGEST_LINE)) if len(name) > _LONGEST_LINE else name
     return f" {name}" if name.startswith("_") else name
 
 
