@@ -7,10 +7,12 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import stdtrit
 from scipy.stats import ttest_1samp
 
 from ehrlab.core.errors import InputError
 from ehrlab.evaluation.comparison import (
+    ResampledRow,
     holm,
     mean_rank,
     paired_difference,
@@ -18,6 +20,8 @@ from ehrlab.evaluation.comparison import (
     row_interval,
     t_test_against,
 )
+
+KEYS = pl.DataFrame({"subject_id": [1]})
 
 
 def predictions(skill, seed, n=150, first=5000, flip=()):
@@ -53,7 +57,7 @@ def test_difference_is_the_mean_over_common_seeds_and_changes_sign_with_the_rows
     assert there.num_seeds == 2
     assert (back.value, back.low, back.high) == pytest.approx((-there.value, -there.high, -there.low))
     assert there.low > 0
-    assert there.p_value == back.p_value == pytest.approx(2 / 301)
+    assert there.p_value == back.p_value < 0.05
 
 
 def test_pairing_narrows_the_difference_of_two_similar_rows():
@@ -74,12 +78,52 @@ def test_a_seed_that_differs_widens_the_interval_of_a_row():
     assert varied.high - varied.low > 2 * (steady.high - steady.low)
 
 
-def test_null_differences_are_rarely_called_significant():
+def crossed(rng, num_seeds, seeds, patients, both, num_bootstrap=200, n=100):
+    """A row whose metric is a mean over patients: the spread of seeds, errors over patients, and of one seed alone."""
+    scores = seeds * rng.normal(size=(num_seeds, 1)) + np.sqrt(n) * (
+        patients * rng.normal(size=n) + both * rng.normal(size=(num_seeds, n))
+    )
+    weights = rng.multinomial(n, np.full(n, 1 / n), num_bootstrap) / n
+    return ResampledRow(tuple(range(num_seeds)), {"m": scores.mean(1)}, {"m": weights @ scores.T}, KEYS, 0)
+
+
+@pytest.mark.parametrize("num_seeds", [3, 5])
+@pytest.mark.parametrize(
+    ("seeds", "patients", "both"), [(1, 0.01, 0.1), (1, 0.5, 0.5), (0.3, 1, 0.3), (3, 1, 1), (0, 1, 0.5)]
+)
+def test_two_equal_methods_are_called_different_in_one_of_twenty_tests(num_seeds, seeds, patients, both):
+    """Whether seeds or patients vary more; a bootstrap over so few seeds calls every fourth pair different."""
+    rng = np.random.default_rng(3)
+    nothing = ResampledRow(
+        tuple(range(num_seeds)), {"m": np.zeros(num_seeds)}, {"m": np.zeros((200, num_seeds))}, KEYS, 0
+    )
     found = [
-        paired_difference(row(1.0, [0], i, 200), row(1.0, [0], 500 + i, 200), "pr_auc").p_value < 0.05
-        for i in range(60)
+        paired_difference(crossed(rng, num_seeds, seeds, patients, both), nothing, "m").p_value < 0.05
+        for _ in range(600)
     ]
-    assert sum(found) <= 9
+    assert np.mean(found) < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 600)
+
+
+def test_what_is_detectable_is_found_four_times_out_of_five_even_as_one_of_many():
+    rng = np.random.default_rng(4)
+    nothing = ResampledRow((0,), {"m": np.zeros(1)}, {"m": np.zeros((200, 1))}, KEYS, 0)
+    for num_comparisons in (1, 17):
+        found = []
+        for _ in range(600):
+            difference = paired_difference(crossed(rng, 1, 0, 1, 0), nothing, "m")
+            shifted = difference.value + difference.detectable(num_comparisons)
+            found.append(
+                abs(shifted) > stdtrit(difference.degrees, 1 - 0.025 / num_comparisons) * difference.standard_error
+            )
+        assert np.mean(found) == pytest.approx(0.8, abs=0.05)
+
+
+def test_an_interval_holds_zero_exactly_where_p_is_at_least_one_in_twenty():
+    rng = np.random.default_rng(5)
+    nothing = ResampledRow((0, 1), {"m": np.zeros(2)}, {"m": np.zeros((200, 2))}, KEYS, 0)
+    found = [paired_difference(crossed(rng, 2, 0.3, 1, 0.2), nothing, "m") for _ in range(200)]
+    assert {(d.low > 0 or d.high < 0) == (d.p_value < 0.05) for d in found} == {True}
+    assert 2 <= sum(d.p_value < 0.05 for d in found) <= 25
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
 """Rows of a results table against each other: paired bootstrap over patients and seeds, Holm's correction, mean rank.
 
 A row is one method trained with several seeds and tested on the same samples each time. Its number is the mean over
-seeds. That number is uncertain for two reasons, and both are resampled: other patients could have been in the test
-set, and other seeds could have been drawn. Two rows are compared on the same resampled patients and the same
-resampled seeds. With few seeds the seeds' part of the interval is a little too narrow (by sqrt((S - 1) / S), as every
-plain bootstrap).
+seeds. That number is uncertain for two reasons: other patients could have been in the test set, and other seeds could
+have been drawn. Patients are resampled; seeds are too few for that, so their variance is estimated and a test has as
+few degrees of freedom as they leave it. With one seed nothing is known of other seeds, and a difference is one of two
+trained models.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,12 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from scipy.special import stdtr
+from scipy.special import stdtr, stdtrit
 
 from ehrlab.core.errors import InputError
 from ehrlab.evaluation.joint import averaged
 from ehrlab.evaluation.metrics import FloatArray
 from ehrlab.evaluation.resampling import Interval, Predictions, Resampled, percentile_interval
+
+MOST_DEGREES = 1e6  # of freedom: the normal distribution
 
 
 @dataclass(frozen=True)
@@ -36,17 +38,26 @@ class ResampledRow:
 class Difference:
     """Ours minus theirs, with a 95 % interval, a two-sided p-value, and what it rests on.
 
-    `detectable` is the true difference that this comparison would call significant (p < 0.05) four times out of five:
-    2.8 standard errors. NaN and a `reason` where the metric is undefined.
+    NaN and a `reason` where the metric is undefined.
     """
 
     value: float
     low: float
     high: float
     p_value: float
-    detectable: float
+    standard_error: float
+    degrees: float  # of freedom, Student's t
     num_seeds: int
     reason: str | None = None
+
+    def detectable(self, num_comparisons: int = 1) -> float:
+        """The true difference that would be called significant four times out of five, as one of so many comparisons.
+
+        Significant: p < .05 / num_comparisons, what Holm's correction asks of the smallest p. Of a single comparison
+        without seeds, 2.8 standard errors.
+        """
+        quantiles = stdtrit(self.degrees, [1 - 0.025 / num_comparisons, 0.8])
+        return float(self.standard_error * quantiles.sum())
 
 
 def resample_row(
@@ -79,16 +90,27 @@ def resample_row(
 
 
 def row_interval(row: ResampledRow, metric: str) -> Interval:
-    """Mean over seeds with its interval over patients and seeds."""
-    means = _over_seeds(row.resamples[metric], row.resampling_seed)
+    """Mean over seeds with its percentile interval over patients and seeds."""
+    resamples = row.resamples[metric]
+    num, num_seeds = resamples.shape
+    means = resamples.mean(axis=1)
+    if num_seeds > 1:
+        # Its own stream: the same draw of seeds for every row, whatever the number of patients.
+        drawn = np.random.default_rng([row.resampling_seed, num_seeds]).integers(0, num_seeds, (num, num_seeds))
+        away = np.take_along_axis(resamples, drawn, axis=1).mean(axis=1) - means
+        means = means + away * np.sqrt(num_seeds / (num_seeds - 1))  # a mean of S draws varies by that too little
     return percentile_interval(float(row.values[metric].mean()), means)
 
 
 def paired_difference(ours: ResampledRow, theirs: ResampledRow, metric: str) -> Difference:
     """Ours minus theirs over the seeds that both have, on the same resampled patients.
 
-    The p-value is twice the smaller share of resamples on either side of zero, with (k + 1) / (R + 1) so that it is
-    never 0. Raises InputError when the test samples differ (it says how many), or when the rows share no seed.
+    d is the mean of the seeds' differences d_s. Its variance is V + s^2 / S: V of the mean over seeds between resamples
+    of the patients, s^2 of the d_s. d over its standard error is held against Student's t with Satterthwaite's
+    (V + s^2/S)^2 / ((s^2/S)^2 / (S - 1)) degrees of freedom, so that S seeds that agree by chance decide nothing. What
+    seeds and patients share is counted twice, which errs on the safe side.
+
+    Raises InputError when the test samples differ (it says how many), or when the rows share no seed.
     """
     require_same_samples(ours.keys, theirs.keys, "the first row", "the second row")
     common = sorted(set(ours.seeds) & set(theirs.seeds))
@@ -103,16 +125,19 @@ def paired_difference(ours: ResampledRow, theirs: ResampledRow, metric: str) -> 
         )
     mine = [ours.seeds.index(seed) for seed in common]
     other = [theirs.seeds.index(seed) for seed in common]
-    value = float((ours.values[metric][mine] - theirs.values[metric][other]).mean())
-    means = _over_seeds(ours.resamples[metric][:, mine] - theirs.resamples[metric][:, other], ours.resampling_seed)
-    interval = percentile_interval(value, means)
-    if interval.reason is not None:
-        return Difference(value, np.nan, np.nan, np.nan, np.nan, len(common), interval.reason)
-    finite = means[np.isfinite(means)]
-    tail = min(int((finite <= 0).sum()), int((finite >= 0).sum()))
-    p_value = min(1.0, 2 * (tail + 1) / (len(finite) + 1))
-    detectable = 2.8 * float(finite.std(ddof=1)) if len(finite) > 1 else np.nan
-    return Difference(value, interval.low, interval.high, p_value, detectable, len(common))
+    of_seeds = ours.values[metric][mine] - theirs.values[metric][other]
+    value, num_seeds = float(of_seeds.mean()), len(common)
+    resamples = (ours.resamples[metric][:, mine] - theirs.resamples[metric][:, other]).mean(axis=1)
+    if (reason := percentile_interval(value, resamples).reason) is not None:
+        return Difference(value, np.nan, np.nan, np.nan, np.nan, np.nan, num_seeds, reason)
+    over_patients = resamples[np.isfinite(resamples)].var(ddof=1)
+    over_seeds = of_seeds.var(ddof=1) / num_seeds if num_seeds > 1 else 0.0
+    error = float(np.sqrt(over_patients + over_seeds))
+    degrees = MOST_DEGREES
+    if over_seeds > 0:
+        degrees = min(MOST_DEGREES, float(error**4 / over_seeds**2 * (num_seeds - 1)))
+    half = float(stdtrit(degrees, 0.975) * error)
+    return Difference(value, value - half, value + half, _two_sided(value, error, degrees), error, degrees, num_seeds)
 
 
 def prior_risk(test: Predictions, *, num_bootstrap: int = 1000, seed: int = 0) -> Resampled:
@@ -196,16 +221,11 @@ def t_test_against(values: Sequence[float], published: float) -> float:
     v = np.asarray(values, dtype=np.float64)
     if len(v) < 2 or not np.isfinite(v).all():
         return float("nan")
-    error = v.std(ddof=1) / np.sqrt(len(v))
-    distance = abs(v.mean() - published)
+    return _two_sided(float(v.mean() - published), float(v.std(ddof=1) / np.sqrt(len(v))), len(v) - 1)
+
+
+def _two_sided(distance: float, error: float, degrees: float) -> float:
+    """p of Student's t-test that a distance with this standard error is 0."""
     if error == 0:
         return 1.0 if distance == 0 else 0.0
-    return float(2 * stdtr(len(v) - 1, -distance / error))
-
-
-def _over_seeds(resamples: FloatArray, seed: int) -> FloatArray:
-    """Mean over seeds `[R]` of `[R, S]`, the seeds drawn with replacement in each resample."""
-    num, num_seeds = resamples.shape
-    # Its own stream: the same draw of seeds for every row, whatever the number of patients.
-    drawn = np.random.default_rng([seed, num_seeds]).integers(0, num_seeds, (num, num_seeds))
-    return np.take_along_axis(resamples, drawn, axis=1).mean(axis=1)
+    return float(2 * stdtr(degrees, -abs(distance) / error))

@@ -180,13 +180,9 @@ class Group:
     def cohort(self) -> dict[str, object] | None:
         return next((run.cohort for run in self.runs if run.cohort is not None), None)
 
-    def resampled(self, metrics: Sequence[str], num_comparisons: int) -> dict[str, ResampledRow]:
-        """Row name -> its resamples, enough of them for Holm's correction over `num_comparisons`.
-
-        No p-value is below 2 / (R + 1), and the smallest of a family is multiplied by the family's size.
-        """
-        num_bootstrap = max(NUM_BOOTSTRAP, 100 * num_comparisons)
-        return {row.name: row.resampled(metrics, num_bootstrap) for row in self.rows}
+    def resampled(self, metrics: Sequence[str]) -> dict[str, ResampledRow]:
+        """Row name -> its resamples."""
+        return {row.name: row.resampled(metrics, NUM_BOOTSTRAP) for row in self.rows}
 
 
 def comparison_table(run_folders: Sequence[Path]) -> Table:
@@ -259,9 +255,10 @@ def differences_to_first(rows: Sequence[tuple[str, ResampledRow]], metric: str) 
     return found
 
 
-def holm_of(differences: Sequence[Difference | str]) -> list[float]:
-    """Holm-adjusted p-values over one family of comparisons, NaN where there was no test."""
-    return holm([d.p_value if isinstance(d, Difference) else np.nan for d in differences])
+def holm_of(differences: Sequence[Difference | str]) -> tuple[list[float], int]:
+    """Holm-adjusted p-values over one family of comparisons, NaN where there was no test; and the number of tests."""
+    p_values = [d.p_value if isinstance(d, Difference) else np.nan for d in differences]
+    return holm(p_values), int(np.isfinite(p_values).sum())
 
 
 def show(value: float, metric: str) -> str:

@@ -12,7 +12,7 @@ from ehrlab.report.declaration import Claim, ColumnSpec, Declaration
 from ehrlab.report.document import Grid, Paragraph, Section
 from ehrlab.report.exhibit import one_configuration, verdict
 from ehrlab.report.runs import Run
-from ehrlab.report.sections import row_of
+from ehrlab.report.sections import TEST, row_of
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,10 @@ def columns_of(
     return columns, left_out
 
 
-def resampled(columns: Sequence[Column], declaration: Declaration, num_comparisons: int) -> list[Column]:
-    """The columns with resamples of their rows, enough of them for `num_comparisons` in each that ran."""
-    num_ran = sum(column.group is not None for column in columns)
+def resampled(columns: Sequence[Column], declaration: Declaration) -> list[Column]:
+    """The columns with resamples of their rows."""
     metrics = list(dict.fromkeys([*declaration.metrics, *(claim.metric for claim in declaration.claims)]))
-    return [
-        replace(column, resampled=c.resampled(metrics, num_comparisons * num_ran)) if (c := column.group) else column
-        for column in columns
-    ]
+    return [replace(column, resampled=c.resampled(metrics)) if (c := column.group) else column for column in columns]
 
 
 def against(column: Column, row: str, others: Iterable[str], metric: str) -> list[tuple[str, Difference | str]]:
@@ -104,9 +100,9 @@ def claims_section(declaration: Declaration, columns: Sequence[Column]) -> Secti
             lines += [(claim, column.title, f"{labels[claim.row]} against {name}", d) for name, d in found]
     if not lines:
         return None
-    adjusted = holm_of([difference for *_, difference in lines])
+    adjusted, tested = holm_of([difference for *_, difference in lines])
     rows = [
-        [claim.text, title, rows, verdict(difference, p, claim.metric)]
+        [claim.text, title, rows, verdict(difference, p, claim.metric, tested)]
         for (claim, title, rows, difference), p in zip(lines, adjusted)
     ]
     return Section(
@@ -114,8 +110,8 @@ def claims_section(declaration: Declaration, columns: Sequence[Column]) -> Secti
         [
             Grid(["Claim", "Column", "Rows", "Here"], rows),
             Paragraph(
-                f"Holds or contradicted: Holm-corrected p < .05 over these {len(lines)} comparisons. On a cohort that "
-                f"is not the paper's, this says what the methods do on it, not whether the paper is right."
+                f"Holds or contradicted: Holm-corrected p < .05 over these {tested} comparisons. {TEST} On a cohort "
+                f"that is not the paper's, this says what the methods do on it, not whether the paper is right."
             ),
         ],
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ehrlab.report.figures import Figure
+from ehrlab.report.figures import Figure, stamped
 from ehrlab.report.files import write_atomically
 
 
@@ -46,8 +46,11 @@ class Grid:
 
 @dataclass(frozen=True)
 class Picture:
+    """`simulated`: the file, which may leave the page and its banner behind, says so itself."""
+
     figure: Figure
     caption: str
+    simulated: bool
 
 
 Block = Paragraph | Code | Grid | Picture
@@ -101,7 +104,8 @@ def write_document(document: Document, out: Path, tables: Mapping[str, str]) -> 
     names = {f"{picture.figure.name}.png" for picture in document.pictures}
     assert len(names) == len(document.pictures), "two pictures of one name"
     for picture in document.pictures:
-        write_atomically(out / "figures" / f"{picture.figure.name}.png", picture.figure.png)
+        png = stamped(picture.figure.png, "SIMULATED DATA") if picture.simulated else picture.figure.png
+        write_atomically(out / "figures" / f"{picture.figure.name}.png", png)
     for stale in (out / "figures").glob("*.png"):
         if stale.name not in names:
             stale.unlink()

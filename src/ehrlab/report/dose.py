@@ -1,8 +1,8 @@
 """A dose-response study: how metrics follow one setting, for each model, beside the exact risk.
 
-The setting (a knob of the simulation, the number of patients, ...) changes the data, so each dose has a cohort of its
-own and numbers are compared between rows at one dose only. Runs that differ in any other setting of the data are in
-panels of their own.
+A setting of the data (a knob of the simulation, the number of patients, ...) gives each dose a cohort of its own, and
+numbers are compared between rows at one dose only. A setting of the model leaves all doses on one cohort, where they
+are compared with each other, too. Runs that differ in any other setting of the data are in panels of their own.
 """
 
 import json
@@ -42,7 +42,7 @@ from ehrlab.report.document import Block, Document, Grid, Paragraph, Picture, Se
 from ehrlab.report.exhibit import document, one_configuration, rows_that_ran, verdict, verdict_of_equality
 from ehrlab.report.figures import NO_SKILL, Line, dose_figure, file_name
 from ehrlab.report.runs import Run
-from ehrlab.report.sections import flatten, row_of
+from ehrlab.report.sections import DETECTABLE, TEST, difference_cells, flatten, row_of
 
 # Settings that decide the data: with the axis, they tell panels apart.
 _DATA_SETTINGS = ("data", "task", "visits", "split")
@@ -148,13 +148,9 @@ def _dose(
     first = members[0]
     group = Group(first.data, first.task, first.simulated, first.fingerprint, tuple(rows))
     metrics = list(dict.fromkeys([*declaration.metrics, *(claim.metric for claim in declaration.claims)]))
-    resampled = group.resampled(metrics, num_comparisons=_num_claims(declaration, len(rows)))
+    resampled = group.resampled(metrics)
     drawn = len(next(iter(resampled.values())).resamples[metrics[0]])
     return Dose(x, group, resampled, prior_risk(first.predictions, num_bootstrap=drawn)), left_out
-
-
-def _num_claims(declaration: Declaration, num_rows: int) -> int:
-    return sum(len(claim.over) or (1 if claim.row else num_rows) for claim in declaration.claims)
 
 
 def _panel_section(declaration: Declaration, panel: Panel) -> Section:
@@ -173,11 +169,11 @@ def _panel_section(declaration: Declaration, panel: Panel) -> Section:
         ticks,
         is_log=axis.is_log,
     )
-    caption = (
-        f"{panel.title}. Means over seeds with 95 % intervals over patients and seeds. Each dose is a cohort of its "
-        f"own: compare rows at one dose; between doses, cohorts differ too."
-    )
-    blocks: list[Block] = [Picture(figure, caption)]
+    caption = f"{panel.title}. Means over seeds with 95 % intervals over patients and seeds."
+    is_one_cohort = len({dose.group.fingerprint for dose in panel.doses}) == 1
+    if not is_one_cohort:
+        caption += " Each dose is a cohort of its own: compare rows at one dose; between doses, cohorts differ too."
+    blocks: list[Block] = [Picture(figure, caption, group.simulated)]
     for metric in declaration.metrics:
         rows = []
         for line in lines[metric]:
@@ -191,13 +187,40 @@ def _panel_section(declaration: Declaration, panel: Panel) -> Section:
             rows.append(cells)
         blocks.append(Grid([metric_header(metric), *(f"{axis.label} = {text}" for text in ticks.values())], rows))
     counts = [dose.group.runs[0].metrics for dose in panel.doses]
+    positive = f"positive (sample, label)s of {len(group.labels)} labels" if group.labels else "of them positive"
     cohorts = [
         [name, *(f"{count[key]:,}" for count in counts)]
-        for name, key in (("test samples", "num_samples"), ("of them positive", "num_positive"))
+        for name, key in (("test samples", "num_samples"), (positive, "num_positive"))
     ]
     blocks.append(Grid(["Cohort", *(f"{axis.label} = {text}" for text in ticks.values())], cohorts))
     blocks.append(Paragraph("Mean ± standard deviation over seeds (number of seeds); below it the interval."))
+    if is_one_cohort and len(panel.doses) > 1:
+        blocks += _between_doses(declaration, panel, ticks)
     return Section(panel.title, blocks)
+
+
+def _between_doses(declaration: Declaration, panel: Panel, ticks: Mapping[float, str]) -> list[Block]:
+    """Of a setting that leaves the cohort as it is: each row at each dose minus itself at the first."""
+    (axis,) = declaration.axes
+    first, *others = panel.doses
+    lines: list[tuple[list[str], str, Difference | str]] = []
+    for metric in declaration.metrics:
+        for label in panel.labels:
+            for dose in others:
+                if first.row(label) is not None and dose.row(label) is not None:
+                    at = [(ticks[d.x], d.resampled[label]) for d in (first, dose)]
+                    ((_, difference),) = differences_to_first(at[::-1], metric)
+                    lines.append(([label, metric_header(metric), ticks[dose.x]], metric, difference))
+    if not lines:
+        return []
+    adjusted, tested = holm_of([difference for *_, difference in lines])
+    rows = [[*place, *difference_cells(d, p, metric, tested)] for (place, metric, d), p in zip(lines, adjusted)]
+    text = (
+        f"All doses are of one cohort. Each minus {axis.label} = {ticks[first.x]}, on the same patients and seeds. "
+        f"{TEST} p is two-sided, corrected by Holm's method for {tested} comparisons."
+    )
+    header = ["Row", "Metric", axis.label, "Difference", "95 % interval", "Holm p", "Seeds", "Detectable"]
+    return [Paragraph(text), Grid(header, rows), Paragraph(DETECTABLE)]
 
 
 def _lines(panel: Panel, metric: str, sets: Sequence[str]) -> list[Line]:
@@ -249,19 +272,19 @@ def _claims_section(declaration: Declaration, panels: Sequence[Panel]) -> Sectio
                     lines += [(claim, [*place, rows], found) for rows, found in _judged(declaration, claim, dose)]
     if not lines:
         return None
-    adjusted = holm_of([difference for *_, difference in lines])
+    adjusted, tested = holm_of([difference for *_, difference in lines])
     rows = [
         [
             claim.text,
             *place,
-            (verdict if claim.equals is None else verdict_of_equality)(difference, p, claim.metric),
+            (verdict if claim.equals is None else verdict_of_equality)(difference, p, claim.metric, tested),
         ]
         for (claim, place, difference), p in zip(lines, adjusted)
     ]
     text = (
-        f"Contradicted, and holds where one row is said to be better: Holm-corrected p < .05 over these {len(lines)} "
-        f"comparisons, by paired bootstrap over patients and seeds. A claim that something is equal holds while "
-        f"nothing contradicts it; how large a difference would have gone unseen stands beside it."
+        f"Contradicted, and holds where one row is said to be better: Holm-corrected p < .05 over these {tested} "
+        f"comparisons. {TEST} A claim that something is equal holds while nothing contradicts it; how large a "
+        f"difference would have gone unseen stands beside it."
     )
     return Section("Claims", [Grid(["Claim", "Column", "Dose", "Rows", "Here"], rows), Paragraph(text)])
 

@@ -60,14 +60,18 @@ def document(
 
 
 def one_configuration(runs: Sequence[Run]) -> tuple[list[Run], int]:
-    """The runs of the configuration with most seeds (the newest among equals), and the number of the other runs."""
+    """The runs of the configuration with most seeds (the newest among equals), and the number of the other runs.
+
+    A default that is also given by hand makes another row's name of the same configuration: a seed counts once, by its
+    newest run.
+    """
     if not runs:
         return [], 0
-    by_hash: dict[str, list[Run]] = {}
-    for run in runs:
-        by_hash.setdefault(run.hash, []).append(run)
-    chosen = max(by_hash.values(), key=lambda members: (len(members), max(run.done_at for run in members)))
-    return chosen, len(runs) - len(chosen)
+    by_hash: dict[str, dict[int, Run]] = {}
+    for run in sorted(runs, key=lambda run: run.done_at):
+        by_hash.setdefault(run.hash, {})[run.seed] = run
+    chosen = max(by_hash.values(), key=lambda seeds: (len(seeds), max(run.done_at for run in seeds.values())))
+    return list(chosen.values()), len(runs) - len(chosen)
 
 
 def rows_that_ran(declaration: Declaration, assigned: Mapping[Path, str]) -> list[str]:
@@ -75,28 +79,29 @@ def rows_that_ran(declaration: Declaration, assigned: Mapping[Path, str]) -> lis
     return list(dict.fromkeys([*(spec.label for spec in declaration.rows), *assigned.values()]))
 
 
-def verdict(difference: Difference | str, adjusted_p: float, metric: str) -> str:
-    """Whether a row is better than another, as was claimed."""
+def verdict(difference: Difference | str, adjusted_p: float, metric: str, tested: int) -> str:
+    """Whether a row is better than another, as was claimed; one of `tested` comparisons."""
     if (undecidable := _undecidable(difference, metric)) is not None:
         return undecidable
     assert isinstance(difference, Difference)
-    text = f"{show_difference(difference.value, metric)}, {show_p(adjusted_p)}"
+    text = f"{show_difference(difference.value, metric)}, {show_p(adjusted_p)}, {_seeds(difference)}"
     if adjusted_p < 0.05:
         word = "holds" if difference.value * MEASURES[metric].better > 0 else "contradicted"
         return f"{word} ({text})"
-    return f"cannot be decided ({text}; a true difference below {_seen(difference, metric)} is likely to be missed)"
+    missed = f"a true difference below {_seen(difference, metric, tested)} is likely to be missed"
+    return f"cannot be decided ({text}; {missed})"
 
 
-def verdict_of_equality(difference: Difference | str, adjusted_p: float, metric: str) -> str:
+def verdict_of_equality(difference: Difference | str, adjusted_p: float, metric: str, tested: int) -> str:
     """Whether a row is where it was claimed to be: it cannot be proved, so what would have been missed is said."""
     if (undecidable := _undecidable(difference, metric)) is not None:
         return undecidable
     assert isinstance(difference, Difference)
     bounds = f"[{show_difference(difference.low, metric)}, {show_difference(difference.high, metric)}]"
-    text = f"{show_difference(difference.value, metric)} {bounds}, {show_p(adjusted_p)}"
+    text = f"{show_difference(difference.value, metric)} {bounds}, {show_p(adjusted_p)}, {_seeds(difference)}"
     if adjusted_p < 0.05:
         return f"contradicted ({text})"
-    return f"holds ({text}; a true difference below {_seen(difference, metric)} is likely to be missed)"
+    return f"holds ({text}; a true difference below {_seen(difference, metric, tested)} is likely to be missed)"
 
 
 def _undecidable(difference: Difference | str, metric: str) -> str | None:
@@ -107,5 +112,9 @@ def _undecidable(difference: Difference | str, metric: str) -> str | None:
     return None
 
 
-def _seen(difference: Difference, metric: str) -> str:
-    return show_difference(difference.detectable, metric).removeprefix("+")
+def _seen(difference: Difference, metric: str, tested: int) -> str:
+    return show_difference(difference.detectable(tested), metric).removeprefix("+")
+
+
+def _seeds(difference: Difference) -> str:
+    return "one seed" if difference.num_seeds == 1 else f"{difference.num_seeds} seeds"

@@ -38,7 +38,7 @@ from ehrlab.report.figures import file_name, landscape_figure
 from ehrlab.report.files import read_json
 from ehrlab.report.pairs import pairs_document
 from ehrlab.report.runs import Run, load_runs, long_table
-from ehrlab.report.sections import DETECTABLE, difference_cells, present
+from ehrlab.report.sections import DETECTABLE, TEST, difference_cells, present
 from ehrlab.report.synthetic import synthetic_document
 from ehrlab.report.table1 import cohorts_document
 
@@ -95,8 +95,7 @@ def _table(declaration: Declaration, runs: Sequence[Run], index: Mapping[Path, s
     declared = {spec.label: spec for spec in declaration.rows}
     specs = [declared.get(label) or RowSpec(label, label, None) for label in rows_that_ran(declaration, assigned)]
     columns, left_out = columns_of(declaration, runs, assigned, [spec.label for spec in specs], cohorts)
-    comparisons = max(len(specs) - 1, sum(len(claim.over) for claim in declaration.claims))
-    columns = resampled(columns, declaration, comparisons)
+    columns = resampled(columns, declaration)
     groups = [column.group for column in columns if column.group]
     sections = [_result_section(declaration, metric, specs, columns, published) for metric in declaration.metrics]
     if len(specs) > 1:
@@ -147,7 +146,7 @@ def _landscape(
         )
         missing = len(xs) * len(ys) - len(at)
         caption = f"{column.title}: means over seeds." + (f" {missing} cells have not run." if missing else "")
-        sections.append(Section(column.title, [Picture(figure, caption), *blocks]))
+        sections.append(Section(column.title, [Picture(figure, caption, column.group.simulated), *blocks]))
     groups = [column.group for column in columns if column.group]
     return document(declaration, sections, groups, cohorts, num_unfinished, left_out)
 
@@ -211,14 +210,14 @@ def _difference_section(metric: str, specs: Sequence[RowSpec], columns: Sequence
     for column in columns:
         for label, difference in against(column, specs[0].label, [spec.label for spec in specs[1:]], metric):
             lines.append((label, column.title, difference))
-    adjusted = holm_of([difference for _, _, difference in lines])
-    rows = [[label, title, *difference_cells(d, p, metric)] for (label, title, d), p in zip(lines, adjusted)]
+    adjusted, tested = holm_of([difference for _, _, difference in lines])
+    rows = [[label, title, *difference_cells(d, p, metric, tested)] for (label, title, d), p in zip(lines, adjusted)]
     header = [f"{specs[0].label} minus", "Column", "Difference", "95 % interval", "Holm p", "Seeds", "Detectable"]
     return Section(
         f"{specs[0].label} against the other rows: {MEASURES[metric].label}",
         [
             Paragraph(
-                f"Paired bootstrap over patients and seeds; p two-sided, corrected by Holm's method for {len(lines)} "
+                f"On the same patients and seeds. {TEST} p is two-sided, corrected by Holm's method for {tested} "
                 f"comparisons."
             ),
             Grid(header, rows),

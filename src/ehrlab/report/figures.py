@@ -18,6 +18,7 @@ from markupsafe import Markup
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
+from matplotlib.image import imread
 from matplotlib.transforms import offset_copy
 
 from ehrlab.core.files import slug
@@ -32,6 +33,8 @@ _INK = "#14181d"  # stands for the page's text colour: replaced in the SVG, dark
 _LETTERS_PER_INCH = 13  # of a legend, about
 _LETTERS_OF_LINE = 8  # beside each name
 _LONGEST_LINE = 44  # of a name
+_DPI = 140
+_STAMP = "#b3261e"
 NO_SKILL = "no skill"
 MOST_LINES = len(_COLOURS) * len(_DASHES)
 
@@ -377,6 +380,17 @@ def _lines(axes: Axes, lines: Mapping[str, tuple[FloatArray, FloatArray]], marke
         )
 
 
+def stamped(png: bytes, text: str) -> bytes:
+    """The picture with a word in its upper right corner."""
+    pixels, stamp = imread(io.BytesIO(png)), io.BytesIO()
+    height, width = pixels.shape[:2]
+    canvas = Canvas(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
+    canvas.figimage(pixels)
+    canvas.text(0.995, 0.995, text, ha="right", va="top", fontsize=8, fontweight="bold", color=_STAMP)
+    canvas.savefig(stamp, format="png", dpi=_DPI, metadata={"Software": None})
+    return stamp.getvalue()
+
+
 def _legend(canvas: Canvas, lines: Sequence[Artist], names: Sequence[str]) -> None:
     """Below the panels, in as many columns as the names leave room for; the canvas grows by its rows."""
     shown = [_shown(name) for name in names]
@@ -401,7 +415,7 @@ def _render(name: str, size: tuple[float, float], draw: Callable[[Canvas], None]
         canvas = Canvas(figsize=size, layout="constrained")
         draw(canvas)
         svg, png = io.BytesIO(), io.BytesIO()
-        canvas.savefig(png, format="png", dpi=140, facecolor="white", metadata={"Software": None})
+        canvas.savefig(png, format="png", dpi=_DPI, facecolor="white", metadata={"Software": None})
         canvas.set_layout_engine("none")  # laid out above; once more costs as much as drawing
         canvas.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
     return Figure(name, _inline(svg.getvalue().decode(), name), png.getvalue())

@@ -41,7 +41,7 @@ def generator_sections(group: Group, resampled: Mapping[str, ResampledRow] | Non
     if not group.is_generators:
         return []
     if resampled is None:
-        resampled = group.resampled(RESAMPLED, num_comparisons=0)
+        resampled = group.resampled(RESAMPLED)
     return [_tradeoff(group, resampled), _tables(group, resampled), _prevalence(group)]
 
 
@@ -77,7 +77,7 @@ def _tradeoff(group: Group, resampled: Mapping[str, ResampledRow]) -> Section:
         "positive whose probability of the target lies above a threshold. A point on the line of its base could have "
         "been had without tuning."
     )
-    return Section(f"Precision for recall: {group.title}", [Picture(figure, caption)])
+    return Section(f"Precision for recall: {group.title}", [Picture(figure, caption, group.simulated)])
 
 
 def _prevalence(group: Group) -> Section:
@@ -93,7 +93,7 @@ def _prevalence(group: Group) -> Section:
     )
     if len(group.rows) > MOST_PANELS:
         caption += f" The first {MOST_PANELS} of {len(group.rows)} rows are drawn."
-    return Section(f"Prevalence of codes: {group.title}", [Picture(figure, caption)], folded=True)
+    return Section(f"Prevalence of codes: {group.title}", [Picture(figure, caption, group.simulated)], folded=True)
 
 
 def _cell(row: Row, resampled: ResampledRow, metric: str) -> str:

@@ -25,7 +25,7 @@ def pairs_document(
     published = read_numbers(declaration.published) if declaration.published else {}
     assigned = {run.folder: declaration.label_of(run, index) for run in runs}
     columns, left_out = columns_of(declaration, runs, assigned, rows_that_ran(declaration, assigned), cohorts)
-    columns = resampled(columns, declaration, sum(len(claim.over) for claim in declaration.claims))
+    columns = resampled(columns, declaration)
     sections = [_section(declaration, metric, columns, published) for metric in declaration.metrics]
     sections += present([claims_section(declaration, columns)])
     groups = [column.group for column in columns if column.group]
@@ -77,7 +77,8 @@ def _section(
         name = file_name("pairs", metric, *(group.fingerprint[:4] for group in groups))
         caption = "Means over seeds with 95 % intervals over patients and seeds: with it (filled) and without (open)."
         scale = 100 if MEASURES[metric].percent else 1
-        lead.append(Picture(pairs_figure(name, panels, metric_header(metric), scale), caption))
+        figure = pairs_figure(name, panels, metric_header(metric), scale)
+        lead.append(Picture(figure, caption, any(group.simulated for group in groups)))
     notes = (
         "Ours: mean ± standard deviation over seeds (number of seeds). Difference: with minus without on the same "
         "patients and seeds, below it the 95 % interval (paired bootstrap)."

@@ -46,7 +46,7 @@ def resampled_for_page(group: Group) -> dict[str, ResampledRow]:
     metrics = (*group.shown_metrics, *SET_METRICS, "kl") if group.has_oracle else group.shown_metrics
     if group.is_generators:
         metrics = (*metrics, *RESAMPLED)
-    return group.resampled(list(dict.fromkeys(metrics)), num_comparisons=len(group.rows) - 1)
+    return group.resampled(list(dict.fromkeys(metrics)))
 
 
 def results_section(group: Group, resampled: Mapping[str, ResampledRow]) -> Section:
@@ -76,13 +76,13 @@ def results_section(group: Group, resampled: Mapping[str, ResampledRow]) -> Sect
     blocks += _undefined(group)
     if len(group.rows) > 1:
         found = differences_to_first(list(resampled.items()), main)
-        adjusted = holm_of([difference for _, difference in found])
+        adjusted, tested = holm_of([difference for _, difference in found])
         first = group.rows[0].name
-        lines = [[name, *difference_cells(d, p, main)] for (name, d), p in zip(found, adjusted)]
+        lines = [[name, *difference_cells(d, p, main, tested)] for (name, d), p in zip(found, adjusted)]
         blocks += [
             Paragraph(
-                f"{first} minus each other row in {MEASURES[main].label}, on the same patients and seeds (paired "
-                f"bootstrap). p is two-sided, corrected by Holm's method for {len(found)} comparisons."
+                f"{first} minus each other row in {MEASURES[main].label}, on the same patients and seeds. {TEST} p is "
+                f"two-sided, corrected by Holm's method for {tested} comparisons."
             ),
             Grid([f"{first} minus", "Difference", "95 % interval", "Holm p", "Seeds", "Detectable"], lines),
             Paragraph(DETECTABLE),
@@ -111,7 +111,7 @@ def oracle_section(group: Group, resampled: Mapping[str, ResampledRow] | None = 
         )
     metrics = (*SET_METRICS, "regret", "kl")
     if resampled is None:
-        resampled = group.resampled(metrics, num_comparisons=0)
+        resampled = group.resampled(metrics)
     rows, bars = [], []
     for row in group.rows:
         cells = [with_interval(row, resampled[row.name], metric) for metric in metrics]
@@ -146,16 +146,23 @@ def oracle_section(group: Group, resampled: Mapping[str, ResampledRow] | None = 
         "risk given what the models are given; dotted: no skill."
     )
     header = ["", "Given", *map(metric_header, metrics)]
-    return Section(title, [Paragraph(ORACLE), Grid(header, rows), Paragraph(text), Picture(figure, caption)])
+    return Section(
+        title, [Paragraph(ORACLE), Grid(header, rows), Paragraph(text), Picture(figure, caption, simulated=True)]
+    )
 
 
+TEST = (
+    "Standard errors: patients by a paired bootstrap, seeds by their variance; Student's t. With one seed a difference "
+    "is one of these two trained models, and says nothing of the methods' other seeds."
+)
 DETECTABLE = (
-    "Detectable: the true difference that such a comparison finds (uncorrected p < .05) four times out of five."
+    "Detectable: the true difference that is found four times out of five, if it must pass the correction alone (p "
+    "< .05 divided by the number of comparisons)."
 )
 
 
-def difference_cells(difference: Difference | str, adjusted_p: float, metric: str) -> list[str]:
-    """Difference, interval, p, seeds, detectable difference; or why there is none."""
+def difference_cells(difference: Difference | str, adjusted_p: float, metric: str, tested: int) -> list[str]:
+    """Difference, interval, p, seeds, detectable difference as one of `tested`; or why there is none."""
     if isinstance(difference, str):
         return [difference, "–", "–", "–", "–"]
     if difference.reason is not None:
@@ -171,7 +178,7 @@ def difference_cells(difference: Difference | str, adjusted_p: float, metric: st
         f"[{show_difference(difference.low, metric)}, {show_difference(difference.high, metric)}]",
         show_p(adjusted_p),
         str(difference.num_seeds),
-        show_difference(difference.detectable, metric).removeprefix("+"),
+        show_difference(difference.detectable(tested), metric).removeprefix("+"),
     ]
 
 
@@ -217,7 +224,7 @@ def curves_section(group: Group) -> Section | None:
     )
     if len(group.rows) >= MOST_LINES:
         caption += f" The first {MOST_LINES - 1} of {len(group.rows)} rows are drawn."
-    return Section(f"Curves: {group.title}", [Picture(figure, caption)])
+    return Section(f"Curves: {group.title}", [Picture(figure, caption, group.simulated)])
 
 
 def training_section(groups: Sequence[Group]) -> Section | None:
@@ -241,7 +248,8 @@ def training_section(groups: Sequence[Group]) -> Section | None:
                 caption = f"{row.name} on {group.title}, phase {phase}: one line per seed."
                 if phase in chosen:
                     caption += f" Chosen by validation: {', '.join(chosen[phase])}."
-                blocks.append(Picture(history_figure(file_name("training", *place), ordered), caption))
+                figure = history_figure(file_name("training", *place), ordered)
+                blocks.append(Picture(figure, caption, group.simulated))
     return Section("Training curves", blocks, folded=True) if blocks else None
 
 

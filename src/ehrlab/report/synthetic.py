@@ -131,7 +131,7 @@ def _states(column: Column, row: Row, found: Sequence[tuple[Run, Mapping[str, An
         name = file_name("hidden_states", first.data, first.task, first.fingerprint[:8], row.name)
         figure = image(name, read_bytes(first.folder / FOLDER / "hidden_states.png"))
         caption = f"{column.title}, seed {first.seed}: {num} test patients drawn at random, t-SNE."
-        blocks.append(Picture(figure, caption))
+        blocks.append(Picture(figure, caption, first.simulated))
     else:
         blocks.append(
             Paragraph(
