@@ -165,6 +165,19 @@ def test_smallest_batches_train_and_predict(
     assert trained.eval()(batch).isfinite().all()
 
 
+def test_single_visits_leave_no_parameter_without_a_gradient(case: tuple[str, ...]) -> None:
+    """DDP stops at a parameter that the loss does not know; it looks for such only where players take turns."""
+    model, single = build(*case), random_batch(num_visits=1)
+    for phase in gradient_phases(model):
+        phase.begin()
+        if len(phase.turns) == 1:
+            params = list(phase.turns[0].params())
+            set_gradients(params, phase.turns[0].loss(single)["loss"])
+            known = {id(p) for p in params if p.grad is not None}
+            trained = {id(p) for p in params}
+            assert [n for n, p in model.named_parameters() if id(p) in trained - known] == []
+
+
 def test_a_patient_whose_visits_hold_no_known_code_is_finite(trained: RiskModel, batch: Batch) -> None:
     unseen = batch.map(lambda t: torch.zeros_like(t) if t.ndim == 3 else t)
     assert trained(unseen).isfinite().all()

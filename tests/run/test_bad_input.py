@@ -43,9 +43,10 @@ def raw(toy_tables: Path, tmp_path: Path) -> Path:
 # ---- what does not train
 
 
-def test_a_precision_that_scales_its_losses(refused):
-    error = refused(*TINY, "trainer.precision=16-mixed")
-    assert "trainer.precision=16-mixed: expected one of 32-true, bf16-mixed" in error
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-true"])
+def test_a_precision_that_would_not_train(refused, precision):
+    error = refused(*TINY, f"trainer.precision={precision}")
+    assert f"trainer.precision={precision}: expected one of 32-true, bf16-mixed" in error
 
 
 # ---- what is missing

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from ehrlab.core.errors import InputError
 from ehrlab.core.model import EstimatorPhase, Phase
 from ehrlab.run.compose import BACKBONE, row_name
-from ehrlab.run.main import _recipes
+from ehrlab.run.main import _recipes, check_overrides_are_read
 
 REPOSITORY = Path(__file__).parents[2]
 CONF = REPOSITORY / "conf"
@@ -244,6 +244,32 @@ def test_a_row_says_what_was_changed_by_hand_in_the_model_and_its_protocol_only(
     overrides = ["data=toy", "seed=[0,1]", "trainer=gpu", "model.lambda_s=1", "training.max_epochs=2", "task=copd"]
     assert row_name("meddiffusion", "as3", overrides) == "meddiffusion as3 lambda_s=1 training.max_epochs=2"
     assert row_name("lstm", "none", ["trainer.max_epochs=1", "trainer.devices=2"]) == "lstm trainer.max_epochs=1"
+
+
+@pytest.mark.parametrize(
+    ("override", "remedy"),
+    [
+        ("training.max_epochs=2", "training.phases.NAME.max_epochs; NAME is stay or finetune"),
+        ("trainer.max_epochs=2", "training.phases.NAME.max_epochs; NAME is stay or finetune"),
+        ("training.batch_size=8", "training.phases.NAME.batch_size; NAME is stay or finetune"),
+    ],
+)
+def test_a_number_that_every_phase_replaces_is_refused(override: str, remedy: str) -> None:
+    phases = [Phase("stay", ()), Phase("finetune", ()), EstimatorPhase("fit", lambda train, tuning: {})]
+    given = ["training=medhmp", override]
+    with pytest.raises(InputError, match=remedy):
+        check_overrides_are_read(given, config(*given), phases)
+    if "trainer" not in override:
+        check_overrides_are_read(given, config(*given), [*phases, Phase("another", ())])
+    check_overrides_are_read(["training.gradient_clip=2"], config(*given), phases)
+
+
+def test_epochs_told_to_a_trainer_whose_training_has_its_own_are_refused() -> None:
+    phases, given = [Phase("fit", ())], ["training=medfuse", "trainer.max_epochs=2"]
+    with pytest.raises(InputError, match=r"trainer\.max_epochs: .*Set training\.max_epochs"):
+        check_overrides_are_read(given, config(*given), phases)
+    check_overrides_are_read(["trainer.max_epochs=2"], config("trainer.max_epochs=2"), phases)
+    check_overrides_are_read(given, config(*given), [EstimatorPhase("fit", lambda train, tuning: {})])
 
 
 def test_a_grid_is_one_recipe_for_each_of_its_points() -> None:

@@ -59,7 +59,15 @@ def test_what_does_not_determine_the_numbers_does_not_make_another_run(cli, resu
     again = cli(*TINY, "num_workers=1", f"paths.reports={tmp_path}/elsewhere", "trainer.enable_progress_bar=true")
     assert "done before: lstm" in again.out
     assert "training lstm" in cli(*TINY, "training.batch_size=64").out
-    assert "training lstm" in cli(*TINY, "trainer.precision=bf16-true").out
+    mixed = cli(*TINY, "trainer.precision=bf16-mixed")
+    assert mixed.code == 0
+    assert "training lstm" in mixed.out
+
+
+def test_a_run_on_part_of_the_batches_is_not_taken_for_the_whole(cli, results):
+    assert cli(*TINY, "+trainer.limit_train_batches=1").code == 0
+    assert "training lstm" in cli(*TINY).out
+    assert "done before: lstm" in cli(*TINY, "+trainer.limit_train_batches=1").out
 
 
 def test_mixed_precision_trains_with_fused_optimisers_and_clipped_gradients(cli, results):

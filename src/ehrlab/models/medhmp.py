@@ -42,7 +42,7 @@ VIEWS = {"stay": "stays", "admission": "admissions"}
 """Where a level is learned without labels."""
 
 TASK = frozenset(
-    {"task", "data", "visits", "tokens", "labs", "text", "labels", "bootstrap", "completion"}
+    {"task", "data", "visits", "vocabularies", "tokens", "labs", "text", "labels", "bootstrap", "completion"}
     | {"training.phases.finetune", "training.phases.fit", "model.body", "model.dropout_head"}
 )
 """Config keys on which no pretraining depends."""
@@ -268,7 +268,7 @@ class MedHMP(RiskModel):
                 made += [error * there, num * there]
             return (*made, *(self._views(admission) if "contrast" in self.losses else ()))
 
-        made = in_chunks(make, len(batch), self.chunk)
+        made = in_chunks(make, len(batch), self.chunk, batch.codes.diagnoses.device)
         losses: LossDict = {}
         if "mcp" in self.losses:
             error, num, error_drugs, num_drugs = (one.sum() for one in made[:4])

@@ -117,8 +117,10 @@ class MedSkim(RiskModel):
             weight = weight / torch.where(total > 0, total, 1)
             z = self.read_codes(torch.einsum("bc,bce->be", weight, x_k)) + t_k
             h = read_k * self.cell(self.dropout(z), h) + (1 - read_k) * h
-            if stored:
-                h = self.memory(h, stored)
+            # At the first visit nothing is stored; it looks at itself for nothing, so that a batch of single visits
+            # gives every parameter a gradient, as DDP wants.
+            remembered = self.memory(h, stored or [self.memory.store(h)])
+            h = remembered if stored else h + 0 * remembered
             stored.append(self.memory.store(h))
             states.append(h)
             read.append(read_k[:, 0])

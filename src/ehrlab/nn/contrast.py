@@ -17,14 +17,18 @@ from torch.utils.checkpoint import checkpoint
 from ehrlab.core.errors import InputError
 
 
-def in_chunks(make: Callable[[slice], tuple[Tensor, ...]], num_rows: int, chunk: int) -> tuple[Tensor, ...]:
+def in_chunks(
+    make: Callable[[slice], tuple[Tensor, ...]], num_rows: int, chunk: int, device: torch.device
+) -> tuple[Tensor, ...]:
     """`make` over consecutive slices of at most `chunk` rows, its outputs (rows first) concatenated."""
     if chunk < 1:
         raise InputError(f"chunk: expected at least 1 row, found {chunk}")
     if num_rows <= chunk:
         return make(slice(0, num_rows))
     slices = [slice(start, min(start + chunk, num_rows)) for start in range(0, num_rows, chunk)]
-    made = [checkpoint(make, rows, use_reentrant=False) for rows in slices]
+    # `checkpoint` keeps the random state of the devices of its arguments, and a slice has none.
+    there = torch.empty(0, device=device)
+    made = [checkpoint(lambda rows, _: make(rows), rows, there, use_reentrant=False) for rows in slices]
     return tuple(torch.cat(parts) for parts in zip(*made, strict=True))
 
 
@@ -45,5 +49,5 @@ def info_nce(
         scores = a[rows] @ b.T / temperature
         return (scores.masked_fill(position[rows, None] == position, float("-inf")).logsumexp(1),)
 
-    (others,) = in_chunks(denominator, len(a), chunk)
+    (others,) = in_chunks(denominator, len(a), chunk, a.device)
     return (others - (a * b).sum(1) / temperature).mean()

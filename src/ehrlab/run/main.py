@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -23,6 +24,7 @@ from omegaconf.errors import MissingMandatoryValue
 from polars.exceptions import PolarsError
 from safetensors import SafetensorError
 
+from ehrlab.core import language
 from ehrlab.core.errors import InputError
 from ehrlab.core.files import locked, replacing, slug, write_whole
 from ehrlab.core.model import AnyPhase, EstimatorPhase, Model, Needs, Phase, RiskModel, SequenceGenerator
@@ -248,6 +250,13 @@ def _announce(cfg: DictConfig, data: ClinicalData) -> None:
         log.info("%d of %d codes of visits are in the vocabulary of diagnoses; others are not read", known, len(ids))
 
 
+# Settings of the trainer that do not determine a run's numbers, or are kept elsewhere. The rest, such as callbacks or
+# limit_train_batches, counts where it is set.
+_WHERE_IT_RUNS = ("accelerator", "devices", "num_nodes", "strategy", "use_distributed_sampler", "profiler", "benchmark")
+_WHAT_IT_SHOWS = ("enable_model_summary", "enable_progress_bar", "log_every_n_steps", "num_sanity_val_steps")
+_ELSEWHERE = ("_target_", "_partial_", "precision", "max_epochs")
+
+
 def identity(entry: Entry, seed: int, data: ClinicalData) -> dict[str, Any]:
     """What determines a run's numbers; paths, loggers and hardware (but for its precision) do not."""
     cfg = entry.cfg
@@ -262,6 +271,11 @@ def identity(entry: Entry, seed: int, data: ClinicalData) -> dict[str, Any]:
         kept["records"] = {view: data.records[view] for view in sorted(read)}
     if wanted.vocabularies:
         kept["vocabularies"] = {name: getattr(data.spec, name).content for name in sorted(wanted.vocabularies)}
+    if "text" in wanted.fields and cfg.text.model != language.TINY:  # the stored text has its tokenizer alone
+        kept["language_model"] = language.fingerprint(cfg.text.model)
+    neutral = {*_WHERE_IT_RUNS, *_WHAT_IT_SHOWS, *_ELSEWHERE}
+    if changed := {k: v for k, v in plain(cfg.trainer).items() if k not in neutral and v not in (None, [])}:
+        kept["trainer"] = changed
     return {**kept, "data": data.fingerprint, "precision": str(cfg.trainer.precision), "seed": seed}
 
 
@@ -332,12 +346,16 @@ def _train(entry: Entry, seed: int, data: ClinicalData, run: RunFolder) -> tuple
     model = build_model(entry, data.spec)
     trainer = instantiate({k: v for k, v in plain(cfg.trainer).items() if k != "callbacks"})
     callbacks = [instantiate(c) for c in cfg.trainer.callbacks]
-    name = f"{cfg.data.name}-{cfg.task.name}-{entry.row}-seed{seed}"
+    origin = "SIMULATED-" if data.simulated else ""
+    name = f"{origin}{cfg.data.name}-{cfg.task.name}-{entry.row}-seed{seed}"
     loggers = [instantiate(logger)(name=name) for logger in cfg.logger.values()]
     for logger in loggers:
-        logger.log_hyperparams({**plain(cfg.model), **plain(cfg.training), "seed": seed})
+        settings = {**plain(cfg.model), **plain(cfg.training), "seed": seed, "simulated": data.simulated}
+        logger.log_hyperparams(settings)
     device = "cpu"
     recipes = {phase.name: _recipes(cfg, phase) for phase in model.phases()}  # all, before the first hour of the first
+    if entry.model == str(HydraConfig.get().runtime.choices["model"]):
+        check_overrides_are_read(HydraConfig.get().overrides.task, cfg, model.phases())
     for phase in model.phases():
         folder = run.path / "phases" / phase.name
         with ExitStack() as held:
@@ -406,6 +424,24 @@ def _recipes(cfg: DictConfig, phase: AnyPhase) -> dict[str, Recipe]:
             OmegaConf.update(changed, key, value)
         recipes[",".join(f"{key}={value}" for key, value in zip(grid, point, strict=True))] = instantiate(changed)
     return recipes
+
+
+def check_overrides_are_read(overrides: Sequence[str], cfg: DictConfig, phases: Sequence[AnyPhase]) -> None:
+    """InputError where a number of the protocol is given by hand and every phase has its own in its place."""
+    names = [phase.name for phase in phases if not isinstance(phase, EstimatorPhase)]
+    own = [cfg.training.phases.get(name) or OmegaConf.create() for name in names]
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        given = str(override.key_or_group)
+        key = "max_epochs" if given == "trainer.max_epochs" else given.removeprefix("training.")
+        if given == key or key.split(".")[0] in ("phases", "grid") or not names:
+            continue
+        if all(key in s.get("grid", {}) or OmegaConf.select(s, key) is not None for s in own):
+            raise InputError(
+                f"{given}: nothing would follow from it, each phase has its own. Set training.phases.NAME.{key}; NAME "
+                f"is {' or '.join(names)}."
+            )
+        if given == "trainer.max_epochs" and cfg.training.max_epochs != cfg.trainer.max_epochs:
+            raise InputError(f"{given}: nothing would follow from it, training has its own. Set training.max_epochs.")
 
 
 def _record(
