@@ -43,6 +43,22 @@ def save_tokenizer(folder: Path) -> int:
     return len(words)
 
 
+def save_llama(folder: Path, seed: int = 0) -> str:
+    """A Llama of width 8."""
+    from transformers import LlamaConfig, LlamaModel
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=save_tokenizer(folder),
+        hidden_size=8,
+        intermediate_size=12,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
+    LlamaModel(config).save_pretrained(folder)
+    return str(folder)
+
+
 def save_bert(folder: Path, seed: int = 0, max_position_embeddings: int = 64) -> str:
     """A BERT of width 8."""
     from transformers import BertConfig, BertModel

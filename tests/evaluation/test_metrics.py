@@ -38,7 +38,7 @@ def all_metrics(labels, probabilities, weights=None):
 @given(samples())
 def test_ranking_metrics_match_sklearn_on_two_classes(sample):
     labels, probabilities = sample
-    assume(labels.any() and not labels.all())
+    assume(labels.any() and not labels.all() and len(set(probabilities)) > 1)
     precision, recall, _ = sk.precision_recall_curve(labels, probabilities)
     assert metrics.pr_auc(labels, probabilities) == pytest.approx(sk.auc(recall, precision), abs=1e-12)
     expected = sk.average_precision_score(labels, probabilities)
@@ -49,7 +49,7 @@ def test_ranking_metrics_match_sklearn_on_two_classes(sample):
 @given(samples(), st.integers(0, 2**32 - 1))
 def test_ranking_metrics_match_sklearn_with_real_weights(sample, seed):
     labels, probabilities = sample
-    assume(labels.any() and not labels.all())
+    assume(labels.any() and not labels.all() and len(set(probabilities)) > 1)
     weights = np.random.default_rng(seed).uniform(0.1, 3, len(labels))
     precision, recall, _ = sk.precision_recall_curve(labels, probabilities, sample_weight=weights)
     assert metrics.pr_auc(labels, probabilities, weights) == pytest.approx(sk.auc(recall, precision), abs=1e-9)
@@ -118,6 +118,12 @@ def test_one_class_leaves_the_ranking_metrics_undefined_with_a_reason(label):
         assert np.isnan(values[name][0])
         assert ("positive" if label else "negative") in metrics.undefined_reason(name, scores)
     assert all(np.isfinite(values[name][0]) for name in ("f1", "precision", "recall", "accuracy", "brier", "ece"))
+
+
+def test_a_constant_risk_has_the_prevalence_and_not_half_of_one_more():
+    labels = [1, 0, 0, 0, 1, 0, 0, 0]
+    assert metrics.pr_auc(labels, [0.3] * 8) == metrics.average_precision(labels, [0.3] * 8) == 0.25
+    assert metrics.pr_auc(labels, [0.3] * 8, [1, 1, 1, 1, 0, 2, 2, 2]) == 0.1
 
 
 def test_tied_scores_part_the_trapezoid_from_the_step_sum():

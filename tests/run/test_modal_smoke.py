@@ -7,6 +7,7 @@ import pytest
 
 from ehrlab.report.collect import group_runs
 from ehrlab.report.runs import load_runs
+from tiny_language import save_llama
 
 FEW_EPOCHS = tuple(f"training.phases.{name}.max_epochs=1" for name in ("stay", "admission", "finetune"))
 MEDHMP = ("model=medhmp", "model.embed_dim=8", "notes.max_tokens=8", *FEW_EPOCHS)
@@ -96,9 +97,31 @@ def test_models_that_read_different_tables_are_compared_on_the_same_samples(cli,
 
 
 def test_pretraining_is_shared_by_the_tasks_and_by_what_is_pretrained(cli, results):
-    for change in (("task=mortality_48h",), ("task=shock_48h",), ("task=shock_48h", "model.pretrain=[stay]")):
+    tasks = [("task=mortality_48h",), ("task=shock_48h",), ("task=shock_48h", "model.pretrain=[stay]")]
+    patients = ("task=heart_failure", "model.body.embed_dim=8")
+    for change in (*tasks, patients):
         done = cli(*MEDHMP, *change, "data=toy", "trainer=smoke")
         assert done.code == 0, done.err[-300:]
     assert len(list(results.glob("phases/stay-*/DONE"))) == 1
     assert len(list(results.glob("phases/admission-*/DONE"))) == 1
-    assert len(list(results.glob("toy/*/*/*/seed=0/DONE"))) == 3
+    assert len(list(results.glob("toy/*/*/*/seed=0/DONE"))) == 4
+
+
+def test_two_language_models_of_one_tokenizer_are_two_configurations(cli, results, tmp_path):
+    """What is stored of a text are ids; the weights that read them are part of a run's identity."""
+    command = ("model=text_frozen", "protocol=medfuse_tiny", "text.max_tokens=16", "training.max_epochs=1", "data=toy")
+    for seed in (0, 1):
+        llama = save_llama(tmp_path / f"llama{seed}", seed)
+        done = cli(*command, "trainer=smoke", "task=ten_conditions", f"text.model={llama}")
+        assert done.code == 0, done.err[-300:]
+        assert "training text_frozen" in done.out
+    assert len(list(results.glob("toy/*/*/*/seed=0/DONE"))) == 2
+
+
+def test_a_modality_that_no_sample_has_seen_is_refused(cli, results):
+    shorter = cli("model=f_cnn", "task=mortality_48h", "task.hours=24", "data=toy", "trainer=smoke")
+    assert "error: stays: expected some that are known when task 'mortality_48h' asks, found none" in shorter.err
+    assert "set stays.hours to the task's hours" in shorter.err
+    early = cli("model=notes_mlp", "task=mortality_48h", "notes.max_tokens=8", "data=toy", "trainer=smoke")
+    assert "error: notes: expected some that are known when task 'mortality_48h' asks, found none" in early.err
+    assert not list(results.rglob("DONE"))

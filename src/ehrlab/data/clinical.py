@@ -32,7 +32,8 @@ from ehrlab.data.tokens import TokenDataset, Tokenizer
 
 VIEWS = ("samples", "tokens", "stays", "admissions")
 """Ways in which the data layer serves records (Phase.view): the labelled samples of the task; and without labels, for
-the subjects of the split and whatever the task, whole records as tokens, every intensive-care stay, every admission."""
+the subjects of the split and whatever the task, whole records as tokens, every stay of stays.hours or more, every
+admission."""
 
 
 @dataclass(frozen=True)

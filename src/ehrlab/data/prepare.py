@@ -4,7 +4,7 @@
 <cache>/cohorts/<task>-<key>/    labelled samples      (data.cohorts)
 <cache>/shards/<task>-<key>/     what a model reads    (data.tensorize)
 <cache>/tokens/<source>-<key>/   whole records, whatever the task; only where a model asks for them (data.tokens)
-<cache>/views/<view>-<key>/      every stay, every admission, whatever the task; only where a model pretrains on them
+<cache>/views/<view>-<key>/      stays of stays.hours or more, admissions; only where a model pretrains on them
 <cache>/stores/<modality>-<key>/ what the data set holds of stays, notes, ...; only where a model asks for it
 <cache>/selections/<key>/        what of a store each sample of a task or view sees (data.modalities)
 """
@@ -20,6 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+import numpy as np
 import polars as pl
 
 from ehrlab.core.errors import InputError
@@ -144,6 +145,7 @@ def prepare(
         )
     stores = _stores(meds, chosen, cache_dir)
     selected = _select(meds, task, chosen, stores, folders, wanted, cache_dir)
+    _check_seen(task, selected)
     vocabularies = {name: (chosen[name], stores[name]) for name in wanted.vocabularies}
     targets = task.target_codes(meds) if isinstance(task, HasTargets) else []
     return ClinicalData.open(
@@ -200,6 +202,23 @@ def _select(
                 found.append(_selection(meds, modality, stores[name], folder, split, known, cache_dir))
             selected.setdefault(view, {})[split] = tuple(found)
     return selected
+
+
+_UNSEEN = {
+    "stays": "A stay is known after stays.hours hours, or at its end: set stays.hours to the task's hours.",
+    "notes": "Of which kind they may be is notes.categories; [] keeps all.",
+}
+
+
+def _check_seen(task: Task, selected: Mapping[str, Mapping[str, Sequence[Selected]]]) -> None:
+    """InputError where no training sample sees anything of a modality: models would learn from zeros."""
+    for one in selected.get("samples", {}).get("train", ()):
+        name = next(name for name, kind in MODAL.items() if kind == type(one.modality).__name__)
+        if name in _UNSEEN and np.load(one.selection / "offsets.npy")[-1] == 0:
+            raise InputError(
+                f"{name}: expected some that are known when task '{task.name}' asks, found none in any training "
+                f"sample. {_UNSEEN[name]}"
+            )
 
 
 def _selection(

@@ -29,7 +29,7 @@ BoolArray = NDArray[np.bool_]
 NUM_CALIBRATION_BINS = 10
 # logit(0) is infinite; float32 sigmoids of confident models reach 0 and 1, and stay in the fit at this distance.
 _LOGIT_CLIP = 1e-7
-_NEWTON_STEPS = 60  # of a resample, which starts at the solution of the whole test set
+_NEWTON_STEPS = 200  # of a resample, which starts at the solution of the whole test set
 _NEWTON_STEPS_FROM_AFAR = 1000  # a step moves no logit by more than 0.5, and logits reach 16 times the slope
 _NEWTON_TOLERANCE = 1e-8  # in logits
 _LEAST_INFORMATION = 1e-10  # mean of risk * (1 - risk); above it no risk has rounded to 0 or 1 everywhere
@@ -138,11 +138,17 @@ class Weighted:
         return np.divide(positive, weight, out=np.ones_like(positive), where=weight > 0)
 
     def pr_auc(self) -> FloatArray:
-        """Trapezoid over the precision-recall curve: `sklearn.metrics.auc(recall, precision)`. `[R]`."""
-        _, positive = self._groups
+        """Trapezoid over the precision-recall curve: `sklearn.metrics.auc(recall, precision)`. `[R]`.
+
+        Of a constant risk the prevalence: it has one point, which a trapezoid would join to precision 1 at recall 0,
+        and (1 + prevalence) / 2 would put a model that has learned nothing above most that have.
+        """
+        weight, positive = self._groups
         area = positive[:, 0] * (1 + self._precision[:, 0])  # the curve starts at recall 0, precision 1
         area += np.einsum("rg,rg->r", positive[:, 1:], self._precision[:, 1:] + self._precision[:, :-1])
-        return self._both_classes(area / 2, self._class_weights[0])
+        trapezoid = self._both_classes(area / 2, self._class_weights[0])
+        is_constant = np.count_nonzero(weight, axis=1) == 1
+        return np.where(is_constant, self.average_precision(), trapezoid) if is_constant.any() else trapezoid
 
     def average_precision(self) -> FloatArray:
         """Step sum over the precision-recall curve: `sklearn.metrics.average_precision_score`. `[R]`."""

@@ -3,7 +3,8 @@
 A row is a patient: for each code a column of two categories (in the record or not), and three numeric columns. Rows are
 independent, which patients are and a patient's visits are not; and it is the patient who has the label.
 
-Departs from the paper: drawn rows are added to the real ones, there they replace them. More: docs/papers/tabddpm.md.
+Departs from the paper: drawn rows are added to the real ones, there they replace them. And from MedDiffusion, whose row
+has an LSTM as the predictor: a drawn row has no order that one could read. More: docs/papers/tabddpm.md.
 """
 
 from collections.abc import Iterable, Sequence
