@@ -30,7 +30,16 @@ def write_generator(
     used.write_parquet(folder / "utility.parquet")
     read_completions(completions, SPEC)[HELD_OUT].predictions().write_parquet(folder / "predictions.parquet")
     metrics = generation.evaluate(
-        completions, SPEC, utility_predictions=used, synthetic=synthetic, num_bootstrap=120, seed=0
+        completions,
+        SPEC,
+        utility_predictions=used,
+        synthetic=synthetic,
+        real={
+            split: part.select("subject_id", ids=pl.concat_list("prompt", "truth"))
+            for (split,), part in completions.group_by("split")
+        },
+        num_bootstrap=120,
+        seed=0,
     )
     write_json(folder / "metrics.json", metrics)
     return folder

@@ -31,7 +31,7 @@ from ehrlab.data.meds import SPLITS
 from ehrlab.data.prepare import VISITS
 from ehrlab.evaluation.metrics import auroc, average_precision, pr_auc
 from ehrlab.report.cohorts import STATISTICS, read_published_cohorts
-from ehrlab.run.main import open_data, open_source
+from ehrlab.run.main import open_data, open_source, tables_of
 from ehrlab.run.oracle import exact_risks
 from ehrlab.simulation import icu, icu_risk, labs, notes, simulate
 from ehrlab.simulation.label_risk import Admissions, is_coded, latent_risk, sign_of
@@ -68,7 +68,7 @@ def cohort(task: str, layout: str, num_patients: int, *overrides: str) -> tuple[
         arguments = [f"data={layout}", f"task={task}", f"data.simulation.num_patients={num_patients}", *overrides]
         cfg = compose("config", arguments)
     rule = instantiate(cfg.task)
-    source = open_source(cfg, VISITS.tables(rule))
+    source = open_source(cfg, tables_of(VISITS, rule))
     data = open_data(cfg, source, rule, VISITS)
     if not overrides:
         return data, None

@@ -77,6 +77,16 @@ def test_controls_agree_on_gender_race_and_age_band(tmp_path, odd):
     assert len(rows(TASK, tmp_path / "same", [*case(1, 0, 50, 300, **odd), *others])) == 4
 
 
+def test_an_unknown_birth_is_no_age_over_89(tmp_path):
+    def unborn(events: list[Event]) -> list[Event]:
+        return [e for e in events if e[2] != "MEDS_BIRTH"]
+
+    old, unknown = case(1, 0, 50, 300, age=95.0), unborn(case(1, 0, 50, 300))
+    others = unborn(trio(2, 0, 60, 400))
+    assert rows(TASK, tmp_path / "old", [*old, *others]) == {}
+    assert len(rows(TASK, tmp_path / "unknown", [*unknown, *others])) == 4
+
+
 def test_case_with_two_controls_only_is_dropped_and_counted(tmp_path):
     two = trio(2, 0, 60, 400)[: -len(control(4, 0, 60, 400))]
     cohort = TASK.cohort(write_meds(tmp_path, [*case(1, 0, 50, 300), *two]))

@@ -9,14 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
 
 from ehrlab.core.errors import InputError
 from ehrlab.data import prepare as prepare_module
-from ehrlab.data.clinical import ClinicalData
+from ehrlab.data.clinical import _FRACTION, ClinicalData, LabelSettings
 from ehrlab.data.cohorts.admissions import Readmission
+from ehrlab.data.cohorts.task import scrambled
 from ehrlab.data.meds import SPLITS, MedsDataset, SplitSettings, fingerprint
 from ehrlab.data.prepare import prepare
 from ehrlab.data.sources.source import EVENT_SCHEMA, EventTable, Source
@@ -171,6 +173,15 @@ def test_prepared_data_survives_pickling_after_use(data):
     copy = pickle.loads(pickle.dumps(data))
     assert copy == data
     assert copy.samples("train").equals(data.samples("train"))
+
+
+def test_a_share_of_the_labels_is_not_the_share_that_a_task_takes_its_controls_from():
+    """Both are made of subjects and a seed, whose defaults are equal."""
+    ids = np.arange(4000, dtype=np.int64)
+    kept = scrambled(ids, LabelSettings().seed + _FRACTION) < np.uint64(2**63)
+    taken_first = np.argsort(scrambled(ids, LabelSettings().seed)) < 2000
+    assert kept.mean() == pytest.approx(0.5, abs=0.03)
+    assert kept[taken_first].mean() == pytest.approx(0.5, abs=0.04)
 
 
 def test_unknown_view_is_refused(data):

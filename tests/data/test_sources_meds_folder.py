@@ -86,13 +86,13 @@ def test_source_provides_what_its_codes_mean(root: Path) -> None:
     assert open_meds(root, kinds={"lab": []}).provides == {"visits", "demographics"}
 
 
-def test_visit_is_a_day_where_no_column_names_it(tmp_path: Path) -> None:
+def test_visits_have_no_name_where_no_column_gives_one(tmp_path: Path) -> None:
     root = tmp_path / "raw"
     write_part(root / "data/0.parquet", FIRST + SECOND)
     path = root / "data/0.parquet"
     pq.write_table(pq.read_table(path).drop_columns(["hadm_id", "numeric_value"]), path)
     events = events_of(open_meds(root)).filter(subject_id=3)
-    assert events["visit_id"].to_list() == [None, 18262, 18262, 18293]
+    assert events["visit_id"].to_list() == [None] * 4  # a stay of days is then paired by time, not by its days
     assert events["numeric_value"].null_count() == 4
 
 

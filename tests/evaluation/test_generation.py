@@ -32,6 +32,11 @@ def evaluate(completions, **options):
     return generation.evaluate(completions, SPEC, **{"num_bootstrap": 60, **options})
 
 
+def whole(completions):
+    """The records that were cut."""
+    return completions.select("subject_id", ids=pl.concat_list("prompt", "truth"))
+
+
 def by_hand():
     """3 true positives (one by another code of the set), 1 false positive, 2 false negatives, 1 true negative."""
     return table(
@@ -170,12 +175,50 @@ def test_memorisation_is_the_difference_of_two_means_over_different_subjects():
     assert alone["rouge1_held_out"]["value"] == fair["rouge1_held_out"]["value"]
 
 
+def test_records_from_nothing_are_compared_with_records_of_every_length():
+    """Those that are continued are longer than the cut. A generator of such alone is found out."""
+    rng = np.random.default_rng(0)
+
+    def population(num, first):
+        lists = [[VISIT, *rng.integers(13, 25, size).tolist()] for size in rng.geometric(0.2, num)]
+        return pl.DataFrame({"subject_id": range(first, first + num), "ids": lists})
+
+    held_out, train, made = (population(600, first) for first in (1000, 2000, 3000))
+    longer = held_out.filter(pl.col("ids").list.len() > 6)
+    completions = longer.select(
+        "subject_id",
+        split=pl.lit("held_out"),
+        prompt=pl.col("ids").list.head(6),
+        truth=pl.col("ids").list.slice(6),
+        generated=pl.col("ids").list.slice(6),
+        target_probability=pl.lit(None, pl.Float64),
+    )
+    real = {"train": train, "held_out": held_out}
+    perfect, long = (
+        evaluate(completions, synthetic=table, real=real)["fidelity"]["records"]["sequence_length"]
+        for table in (made, population(600, 3000).filter(pl.col("ids").list.len() > 6))
+    )
+    assert perfect["value"] < 2 * perfect["floor"]
+    assert long["low"] > 5 * long["floor"]
+
+
+def test_copies_are_looked_for_among_all_training_records_though_few_were_continued():
+    train = world(num=300, split="train", first=5000)
+    completions = pl.concat([world(num=80), train[:10]])
+    real = {"train": whole(train), "held_out": whole(world(num=80))}
+    found = evaluate(completions, synthetic=whole(train[100:200]), real=real)["privacy"]
+    assert found["copies_train"]["value"] == 1
+    assert found["counts"] == {"generated": 100, "train": 80, "held_out": 80, "searched": 300}
+
+
 def test_order_of_rows_changes_nothing_and_json_takes_it():
     completions = pl.concat([world(num=40), world(num=30, split="train", first=5000)])
     synthetic = world(num=35, first=9000).select("subject_id", ids="truth")
-    first = evaluate(completions, synthetic=synthetic)
+    real = {split: whole(world(num=45, first=first)) for split, first in (("train", 20000), ("held_out", 30000))}
+    first = evaluate(completions, synthetic=synthetic, real=real)
     shuffled = completions.sample(fraction=1, shuffle=True, seed=3)
-    assert evaluate(shuffled, synthetic=synthetic.reverse()) == first
+    reversed_ = {split: table.reverse() for split, table in real.items()}
+    assert evaluate(shuffled, synthetic=synthetic.reverse(), real=reversed_) == first
     assert json.loads(json.dumps(first))["held_out"] == first["held_out"]
 
 
@@ -236,7 +279,13 @@ def test_nothing_of_a_patient_is_in_the_result():
         test, train = world(num=num), world(num=30, split="train", first=5000)
         risks = utility.predict(test, SPEC, utility.Classifier(num_trees=2, num_threads=1))
         records = train.select("subject_id", ids="generated")
-        result = evaluate(pl.concat([test, train]), utility_predictions=risks, synthetic=records, num_bootstrap=10)
+        result = evaluate(
+            pl.concat([test, train]),
+            utility_predictions=risks,
+            synthetic=records,
+            real={"train": whole(train), "held_out": whole(test)},
+            num_bootstrap=10,
+        )
         assert str(FIRST_SUBJECT)[:6] not in json.dumps(result)
         sizes.append(len(numbers(result)))
     assert set(result["privacy"]) == {*privacy.MEASURES, "counts"}

@@ -12,6 +12,8 @@ from ehrlab.evaluation import privacy
 from ehrlab.evaluation.sequences import Sequences
 from fake_completions import FIRST_SUBJECT, SPEC
 
+VISIT = SPEC.VISIT
+
 
 def records(lists, first=FIRST_SUBJECT):
     return Sequences.read(pl.DataFrame({"subject_id": range(first, first + len(lists)), "ids": lists}), SPEC)
@@ -59,12 +61,13 @@ def test_measures_by_hand():
         "ratio_gap": (far / far_second - near / second).mean(),
         "copies_train": 1 / 3,
         "copies_held_out": 0,
+        "copies_gap": 1 / 3,
         # similarities: training 1, 2/3, 0; held out 3/4, 0, 0
         "membership_auroc": (3 + 2 + 1) / 9,
     }
     for name, value in expected.items():
         assert found[name]["value"] == pytest.approx(value), name
-    assert found["counts"] == {"generated": 3, "train": 3, "held_out": 3}
+    assert found["counts"] == {"generated": 3, "train": 3, "held_out": 3, "searched": 3}
 
 
 def test_a_generator_that_copies_training_records_is_found_out():
@@ -86,8 +89,24 @@ def test_a_generator_that_learned_the_population_is_not_accused():
 def test_more_training_than_held_out_records_are_no_evidence():
     """The nearest of many is nearer, so equal numbers are compared."""
     found = judge(population(150, 3), population(900, 1), population(100, 2))
-    assert found["counts"] == {"generated": 150, "train": 100, "held_out": 100}
+    assert found["counts"] == {"generated": 150, "train": 100, "held_out": 100, "searched": 900}
     assert found["closer_to_train"]["low"] < 0.5 < found["closer_to_train"]["high"]
+
+
+def test_every_copy_is_found_however_few_records_are_compared():
+    train, held_out = population(900, 1), population(30, 2)
+    found = judge([codes[::-1] * 2 for codes in train[::-1][:200]], train, held_out)
+    assert found["copies_train"]["value"] == 1
+    assert found["copies_train"]["low"] == 1
+    assert found["copies_gap"]["value"] < 0.1  # 30 of 900 are compared in equal numbers
+    strangers = [[*range(7, 27)]] * 20  # the population has at most eight codes
+    assert judge(strangers, train, held_out)["copies_train"]["value"] == 0
+
+
+@pytest.mark.parametrize(("record", "copied"), [([VISIT], 1), ([9, 8, 9], 1), ([8], 0), ([8, 9, 10], 0)])
+def test_a_copy_is_the_same_set_of_codes(record, copied):
+    found = judge([record], [[8, 9], [VISIT, VISIT], [11]], [[12], [13], [14]])
+    assert found["copies_train"]["value"] == copied
 
 
 def test_order_of_rows_changes_nothing_also_where_only_some_enter():
@@ -101,7 +120,7 @@ def test_order_of_rows_changes_nothing_also_where_only_some_enter():
         for order in (tables, [t.reverse() for t in tables])
     )
     assert first == again
-    assert first["counts"] == {"generated": 15, "train": 15, "held_out": 15}
+    assert first["counts"] == {"generated": 15, "train": 15, "held_out": 15, "searched": 40}
     assert str(FIRST_SUBJECT)[:6] not in json.dumps(first)
 
 

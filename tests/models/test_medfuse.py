@@ -1,3 +1,4 @@
+import inspect
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
@@ -6,24 +7,27 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 
 from ehrlab.core.batch import Batch, Text
 from ehrlab.core.errors import InputError
 from ehrlab.core.model import EstimatorPhase, Needs, Phase, RiskModel
 from ehrlab.core.spec import DataSpec
 from ehrlab.models.medfuse import MedFuse
-from ehrlab.nn.language import LanguageModel, _Vectors
-from ehrlab.run.compose import plain
+from ehrlab.nn.language import LanguageModel, _from_files, _Vectors
+from ehrlab.run.compose import entries, plain
 from ehrlab.run.store import shared_phase_folder
 from modal_batches import LENGTH, MODAL_SPEC, modal_batch
 from steps import set_gradients, train
+from tiny import CONF, model_config
 from tiny import build as build_any
-from tiny import model_config
 
 NUM_LABELS = 3
 SPEC = replace(MODAL_SPEC, num_labels=NUM_LABELS, positive_rate=(0.5,) * NUM_LABELS)
 OF_LABS, OF_TEXT = ("labs_mltm", "labs_mlp", "labs_boosting"), ("text_lora", "text_frozen", "text_tfidf")
-RIVALS = (*OF_LABS, *OF_TEXT, "late_fusion", "concat_fusion", "cross_attention")
+FUSIONS = ("late_fusion", "concat_fusion", "cross_attention")
+RIVALS = (*OF_LABS, *OF_TEXT, *FUSIONS)
 VARIANTS = {
     "medfuse": (),
     "scratch": ("model.labs=scratch",),
@@ -43,7 +47,7 @@ PHASES = {
 
 
 def medfuse(*overrides: str, spec: DataSpec = SPEC, seed: int = 0) -> MedFuse:
-    model = build_any("model=medfuse", "model.llm.dtype=float32", *overrides, spec=spec, seed=seed)
+    model = build_any("model=medfuse", "llm.dtype=float32", *overrides, spec=spec, seed=seed)
     assert isinstance(model, MedFuse)
     return model
 
@@ -227,6 +231,21 @@ def test_a_text_without_tokens_is_the_vector_0_and_others_are_not(batch: Batch) 
     assert not text_of(batch).mask[-1].any()
 
 
+def test_adapters_have_a_gradient_of_0_where_no_text_has_tokens(batch: Batch) -> None:
+    """Under DDP a rank without a text would have none, and stop all."""
+    model = medfuse()
+    llm = model.paths.llm
+    assert llm is not None
+    text = text_of(batch)
+    empty = replace(batch, text=Text(text.ids, torch.zeros_like(text.mask)))
+    [turn] = phase_of(model, "notes").turns
+    turn.loss(empty)["loss"].backward()
+    assert all(p.grad is not None for p in turn.params())
+    assert all(p.grad is not None and not p.grad.any() for p in llm.adapters.values())
+    with torch.no_grad():
+        assert not llm(text_of(empty)).any()
+
+
 def test_last_reads_the_last_real_token_and_mean_all_of_them(batch: Batch) -> None:
     text = text_of(batch)
     llm = language_model()
@@ -254,6 +273,35 @@ def test_needs_are_what_is_read(variant: str, batch: Batch) -> None:
     unread = {name: None for name in ("visits", "stays", "codes", "notes", "labs", "text") if name not in requires}
     model = medfuse(*VARIANTS[variant], spec=replace(SPEC, **{n: None for n in unread if n != "visits"}))
     assert model(replace(batch, **unread)).shape == (6, NUM_LABELS)
+
+
+# ---- 4-bit weights, without a GPU
+def test_a_batch_elsewhere_than_the_4_bit_weights_is_refused_with_the_trainer_to_choose(batch: Batch) -> None:
+    llm = language_model()
+    llm.is_fixed_in_place = True
+    assert llm(text_of(batch)).shape == (6, llm.out_dim)
+    with pytest.raises(InputError, match=r"batches on cpu, where .*found them on meta\. Set trainer=gpu"):
+        llm(text_of(batch).map(lambda t: t.to("meta")))
+
+
+@pytest.mark.parametrize(
+    ("told", "gpu"),
+    [({}, 0), ({"LOCAL_RANK": "2"}, 2), ({"SLURM_LOCALID": "3"}, 3), ({"LOCAL_RANK": "0", "SLURM_LOCALID": "3"}, 0)],
+)
+def test_a_rank_loads_its_4_bit_weights_on_its_own_gpu(
+    told: dict[str, str], gpu: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    base, load = language_model().base, Mock()
+    load.return_value = base
+    monkeypatch.setattr("ehrlab.nn.language.resolve", lambda name: (name, None))
+    monkeypatch.setattr("ehrlab.nn.language.BitsAndBytesConfig", Mock())  # looks for the package
+    monkeypatch.setattr("ehrlab.nn.language.AutoModel.from_pretrained", load)
+    assert _from_files("some/model", torch.float32, four_bit=True) is base
+    assert load.call_args.kwargs["device_map"] == {"": gpu}
 
 
 def test_nothing_to_read_is_refused() -> None:
@@ -297,7 +345,7 @@ def folder_of(name: str, model: RiskModel, overrides: tuple[str, ...]) -> str:
 def test_what_comes_before_the_fusion_is_trained_once_for_all_that_fuse(name: str, overrides: tuple[str, ...]) -> None:
     """The same folder, the same weights to begin with, and what one leaves fits into the other and changes no more."""
     first = medfuse()
-    model = build_any(*overrides, *(["model.llm.dtype=float32"] if "labs_mltm" not in overrides[0] else []), spec=SPEC)
+    model = build_any(*overrides, "llm.dtype=float32", spec=SPEC)
     assert folder_of(name, model, overrides) == folder_of(name, first, ("model=medfuse",))
     for one in (first, model):
         phase_of(one, name).begin()
@@ -313,13 +361,34 @@ def test_what_comes_before_the_fusion_is_trained_once_for_all_that_fuse(name: st
         assert torch.equal(tensor, whole[key] + (1 if key in left else 0))
 
 
-@pytest.mark.parametrize("override", ["model.mltm.depth=3", "model.llm.rank=4"])
+@pytest.mark.parametrize("override", ["model.mltm.depth=3", "llm.rank=4", "model.llm.rank=4"])
 def test_settings_of_a_path_make_another_phase_of_it_alone(override: str) -> None:
-    names = {"model.mltm.depth=3": "labs", "model.llm.rank=4": "notes"}
+    names = {"model.mltm.depth=3": "labs", "llm.rank=4": "notes", "model.llm.rank=4": "notes"}
     model, other = medfuse(), medfuse(override)
     for name in ("labs", "notes"):
         same = folder_of(name, model, ("model=medfuse",)) == folder_of(name, other, ("model=medfuse", override))
         assert same == (name != names[override])
+
+
+@pytest.mark.parametrize("name", ["medfuse", *FUSIONS, "text_lora", "text_frozen"])
+def test_the_language_model_is_set_in_one_place_for_all_that_read_text_by_it(name: str) -> None:
+    known = inspect.signature(LanguageModel).parameters.keys() - {"spec"}
+    given = {"rank": 4, "pooling": "mean", "dtype": "float32", "four_bit": True}
+    settings = plain(model_config(f"model={name}", *(f"llm.{key}={value}" for key, value in given.items())))["llm"]
+    assert settings.keys() == known
+    assert {key: settings[key] for key in given} == given | ({"rank": 0} if name == "text_frozen" else {})
+
+
+def test_what_is_said_of_the_language_model_is_said_of_the_rivals(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = [
+        "model=medfuse",
+        "baselines.models=[late_fusion,text_frozen,medfuse medfuse/no_disentangle]",
+        "llm.alpha=9",
+    ]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        monkeypatch.setattr(HydraConfig.instance(), "cfg", compose("config", given, return_hydra_config=True))
+        rows = entries(compose("config", given))
+    assert [plain(row.cfg.model)["llm"]["alpha"] for row in rows] == [9, 9, 9, 9]
 
 
 def test_methods_that_agree_in_their_language_model_read_texts_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,12 +9,14 @@ from typing import Any
 import polars as pl
 import pytest
 
+from ehrlab.core.batch import Tokens
 from ehrlab.core.errors import InputError
 from ehrlab.core.model import SequenceGenerator
 from ehrlab.evaluation import utility
 from ehrlab.evaluation.sequences import read_completions
+from ehrlab.models.chiron import Chiron
 from ehrlab.run.completion import CompletionSettings, complete, judge_generator, prompts, synthesise, useful
-from sequences import BOS, EOS, GENERATOR_SPEC, TOKENS, VISIT
+from sequences import BOS, EOS, GENERATOR_SPEC, TOKENS, VISIT, tokens_of
 from tiny import GENERATORS, build_generator
 from token_data import TokenStub, token_stub
 
@@ -115,6 +117,43 @@ def test_a_run_leaves_the_files_that_it_was_judged_by(data: TokenStub, tmp_path:
     assert {path.name for path in (tmp_path / "run").iterdir()} == {f"{n}.parquet" for n in names} | {"tokenizer.json"}
     assert metrics["num_samples"] == pl.read_parquet(tmp_path / "run" / "predictions.parquet").height
     assert metrics["tokens"]["targets"] == TOKENS.targets
+
+
+class Parrot(Chiron):
+    """Goes on with a training record whose next visit comes behind the same prompt, another one each time; or stops."""
+
+    def __init__(self, data: TokenStub) -> None:
+        super().__init__(GENERATOR_SPEC, size="tiny")
+        self.known = data.sequences("train").frame()["ids"].to_list()
+
+    def generate(self, prompt: Tokens, *args: Any, **settings: Any) -> Tokens:
+        found = []
+        for ids, real in zip(prompt.ids, prompt.mask):
+            begun = ids[real].tolist()
+            fits = [record for record in self.known if record[: len(begun) + 1] == [*begun, VISIT]]
+            found.append(fits[0] if fits else [*begun, EOS])
+            if fits:
+                self.known.remove(fits[0])
+                self.known.append(fits[0])
+        return tokens_of(found)
+
+
+@pytest.mark.usefixtures("tokenizer")
+def test_a_parrot_is_found_out_and_looks_real_though_few_records_are_long_enough_to_be_continued(
+    tmp_path: Path,
+) -> None:
+    data = token_stub(tmp_path, sizes=(300, 5, 250))
+    few = replace(SETTINGS, cut=8, num_train=40, num_held_out=200, num_samples=0, num_synthetic=150)
+    (tmp_path / "run").mkdir()
+    found = judge_generator(
+        Parrot(data), data, few, tmp_path / "run", seed=0, device="cpu", num_bootstrap=50, bootstrap_seed=0
+    )
+    assert found["num_train"] < 15
+    assert found["num_samples"] < 75
+    assert found["privacy"]["copies_train"]["value"] == 1
+    assert found["privacy"]["counts"] == {"generated": 150, "train": 200, "held_out": 200, "searched": 300}
+    length = found["fidelity"]["records"]["sequence_length"]
+    assert length["value"] < 2 * length["floor"]
 
 
 @pytest.mark.usefixtures("tokenizer")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.errors import ConfigCompositionException
+from hydra.errors import ConfigCompositionException, InstantiationException, MissingConfigException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
@@ -252,16 +252,37 @@ def test_a_row_says_what_was_changed_by_hand_in_the_model_and_its_protocol_only(
         ("training.max_epochs=2", "training.phases.NAME.max_epochs; NAME is stay or finetune"),
         ("trainer.max_epochs=2", "training.phases.NAME.max_epochs; NAME is stay or finetune"),
         ("training.batch_size=8", "training.phases.NAME.batch_size; NAME is stay or finetune"),
+        ("+training.grid={batch_size: [8]}", "training.phases.NAME.grid; NAME is finetune"),
+        ("+training.phases.fitt.patience=1", "the model has no phase 'fitt'. Its phases: stay, finetune, fit"),
     ],
 )
 def test_a_number_that_every_phase_replaces_is_refused(override: str, remedy: str) -> None:
-    phases = [Phase("stay", ()), Phase("finetune", ()), EstimatorPhase("fit", lambda train, tuning: {})]
+    of_stays = Phase("stay", (), select="loss")
+    phases = [of_stays, Phase("finetune", ()), EstimatorPhase("fit", lambda train, tuning: {})]
     given = ["training=medhmp", override]
     with pytest.raises(InputError, match=remedy):
         check_overrides_are_read(given, config(*given), phases)
-    if "trainer" not in override:
+    if "trainer" not in override and "fitt" not in override:
         check_overrides_are_read(given, config(*given), [*phases, Phase("another", ())])
     check_overrides_are_read(["training.gradient_clip=2"], config(*given), phases)
+
+
+@pytest.mark.parametrize("override", ["training.monitor=val/loss", "training.mode=min", "training.max_epochs=0"])
+def test_a_selection_of_the_worst_epoch_is_refused(override: str) -> None:
+    with pytest.raises(InstantiationException, match=r"training\."):  # the command line prints what is in it
+        _recipes(config(override), Phase("fit", ()))
+    assert _recipes(config("training.monitor=val/loss", "training.mode=min"), Phase("fit", ()))
+
+
+def test_a_misspelt_experiment_is_refused() -> None:
+    with pytest.raises(MissingConfigException):
+        config("experiments=meddiffusion/tabel3")
+
+
+def test_rivals_of_medhmp_have_its_protocol() -> None:
+    for rivals in ("stay6", "readmission8", "notes"):
+        for name in config(f"baselines={rivals}").baselines.models:
+            assert plain(config(f"model={name}").training) == plain(config("model=medhmp").training)
 
 
 def test_epochs_told_to_a_trainer_whose_training_has_its_own_are_refused() -> None:

@@ -102,6 +102,7 @@ def test_admissions_of_the_cohort_have_a_risk_for_each_condition(
 
 
 REFUSED = {
+    "another end of the stay": ("mortality_48h", {"died": ["^HOSPITAL_DISCHARGE//HOME$"]}),
     "conditions that belong to no part of the truth": ("ten_conditions", {"conditions": {"stroke": {"icd9": ["434"]}}}),
     "the last admission": ("ten_conditions", {"admissions": "last"}),
     "one vasopressor of five": ("shock_48h", {"onset": {"input": [221906]}}),

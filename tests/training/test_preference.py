@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from ehrlab.core.batch import Tokens
 from ehrlab.core.errors import InputError
 from ehrlab.core.model import LossDict, PreferencePhase
 from ehrlab.data.clinical import ClinicalData
+from ehrlab.data.sampler import BucketedBatches
 from ehrlab.models.chiron import Chiron
 from ehrlab.models.rltf import RLTF
 from ehrlab.report.history import read_history
@@ -267,6 +269,33 @@ def read_history_of(folder: Path) -> dict[str, list[tuple[int, float]]]:
     (root / "phases").mkdir(parents=True, exist_ok=True)
     (root / "phases" / "tune").symlink_to(folder)
     return read_history(root)["tune"]
+
+
+# ---- the batches
+@pytest.mark.parametrize("objective", ["preference", "likelihood"])
+def test_each_epoch_has_an_order_of_its_own_that_seed_and_epoch_decide(
+    objective: str, data: TokenStub, tmp_path: Path
+) -> None:
+    """Also where the pairs do not fill the last batch: every pair once an epoch."""
+    runs: list[list[list[int]]] = []
+    for folder in ("first", "again"):
+        pairs = pairs_of(data)
+        trainer = trainer_of(new_model(objective), pairs, tmp_path / folder)
+        collate, seen = trainer.data_collator, []
+        trainer.data_collator = lambda numbers, collate=collate, seen=seen: seen.append(numbers) or collate(numbers)
+        trainer.train()
+        runs.append(seen)
+    first, again = runs
+    num_batches = math.ceil(len(pairs) / RECIPE.batch_size)
+    epochs = [first[i : i + num_batches] for i in range(0, len(first), num_batches)]
+    assert len(epochs) == EPOCHS
+    assert all(sorted(chain(*epoch)) == list(range(len(pairs))) for epoch in epochs)
+    assert all(one != other for one, other in combinations(epochs, 2))
+    batches = BucketedBatches(pairs.lengths, RECIPE.batch_size, shuffle=True, seed=7)
+    for number, epoch in enumerate(epochs):
+        batches.set_epoch(number)
+        assert epoch == list(batches)
+    assert first == again
 
 
 # ---- the folder

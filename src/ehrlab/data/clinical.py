@@ -30,6 +30,9 @@ from ehrlab.data.modalities.base import Modality
 from ehrlab.data.sampler import BucketedBatches
 from ehrlab.data.tokens import TokenDataset, Tokenizer
 
+_FRACTION = 0x6C6162656C73
+"""Sets the keys of `labels.fraction` apart from others that are made of subjects and a seed."""
+
 VIEWS = ("samples", "tokens", "stays", "admissions")
 """Ways in which the data layer serves records (Phase.view): the labelled samples of the task; and without labels, for
 the subjects of the split and whatever the task, whole records as tokens, every stay of stays.hours or more, every
@@ -178,7 +181,8 @@ class ClinicalData:
         everyone = SampleDataset(path, selected, visits=visits)
         if split != SPLITS[0] or self.label_settings.fraction == 1:
             return everyone
-        keys = scrambled(everyone.subject_id, self.label_settings.seed)
+        # Not the keys by which a task matches controls: those of low keys are taken first, and all would be kept.
+        keys = scrambled(everyone.subject_id, self.label_settings.seed + _FRACTION)
         rows = np.flatnonzero(keys < np.uint64(self.label_settings.fraction * 2**64))
         return SampleDataset(path, selected, visits=visits, rows=rows)
 

@@ -27,7 +27,7 @@ from ehrlab.data.codes import icd_metadata
 from ehrlab.data.sources.raw import MIB, expanded_size, reading
 from ehrlab.data.sources.source import EVENT_SCHEMA, EventTable, Source
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Raised whenever the same raw tables give different events, so that caches of older versions are not taken."""
 
 BUCKET_BYTES = 256 * MIB

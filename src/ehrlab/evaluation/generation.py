@@ -125,6 +125,7 @@ def evaluate(
     *,
     utility_predictions: pl.DataFrame | Path | str | None = None,
     synthetic: pl.DataFrame | Path | str | None = None,
+    real: Mapping[str, pl.DataFrame | Path | str] | None = None,
     num_bootstrap: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -134,13 +135,18 @@ def evaluate(
                          target_probability (null where it was not computed)
     utility_predictions  what `utility.predict` made of the same completions; None: not computed
     synthetic            records generated from nothing: subject_id, ids; None: none were
+    real                 what these are compared with, split -> whole records: subject_id, ids; all of "train", and of
+                         "held_out" a sample whatever their length, as those that were continued are the longer ones
 
     Each number is {"value", "low", "high"}, with "reason" where one of the three is None. Raises InputError for tables
     that are not what they should be.
     """
     parts = read_completions(completions, spec)
     test, train = parts[HELD_OUT], parts.get(TRAIN)
+    assert synthetic is None or real is not None, "records from nothing need real ones beside them"
     records = None if synthetic is None else Sequences.read(synthetic, spec)
+    whole = {split: Sequences.read(table, spec) for split, table in (real or {}).items()}
+    others = whole.get(HELD_OUT, test.real_records)
     options = {"num_bootstrap": num_bootstrap, "seed": seed}
     decided, truth = test.generated.holds_target(), test.truth.holds_target()
     new = ~test.prompt.holds_target()
@@ -163,9 +169,9 @@ def evaluate(
         "augmentation": gained,
         "fidelity": {
             "continuations": fidelity.compare(test.truth, test.generated, **options),
-            "records": fidelity.compare(test.real_records, records, **options),
+            "records": fidelity.compare(others, records, **options),
         },
-        "privacy": privacy.judge(records, None if train is None else train.real_records, test.real_records, **options),
+        "privacy": privacy.judge(records, whole.get(TRAIN), others, **options),
         "num_samples": len(test),
         "num_subjects": len(test),
         "num_positive": int(truth.sum()),

@@ -1,7 +1,8 @@
 """What generated records give away of the records that the generator was trained on.
 
 A record is the set of its codes; the distance of two records is Jaccard's, 1 - |A & B| / |A | B|. Training and held-out
-records are looked at in equal numbers, because the nearest of many is nearer than the nearest of few.
+records are compared in equal numbers, because the nearest of many is nearer than the nearest of few. Copies are looked
+for among all training records: one that is missed was given away all the same.
 
 * Distance to the closest record (DCR; Platzer & Reutterer 2021, Frontiers in Big Data 4:679939): a generator that has
   learned the population and nobody in it is as near to held-out records as to training records, and half of what it
@@ -14,6 +15,7 @@ records are looked at in equal numbers, because the nearest of many is nearer th
 These attacks are simple ones: no leak found by them is not a proof of privacy.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,7 @@ MEASURES = (
     "ratio_gap",
     "copies_train",
     "copies_held_out",
+    "copies_gap",
     "membership_auroc",
 )
 MAX_RECORDS = 5000
@@ -55,15 +58,18 @@ def judge(
     closer_to_train           share of generated records nearer to a training than to a held-out record, a tie one half
     distance_*, distance_gap  mean distance to the nearest record; held-out minus training
     ratio_*, ratio_gap        mean ratio of the distances to the nearest and the second nearest; the same difference
-    copies_*                  share of generated records with the very codes of a real record
+    copies_train              share of generated records with the very codes of a training record, of any in `train`
+    copies_held_out           the same of held-out records, in equal numbers
+    copies_gap                training minus held-out, in equal numbers
     membership_auroc          of 1 - distance to the nearest generated record, training against held-out records
 
-    The gaps are 0 and the shares equal without memorisation. Intervals are over generated records for all but the last,
-    which is over real subjects, the others as they are. At most `max_records` records of each kind enter, chosen by a
-    hash of the subject.
+    The gaps are 0 without memorisation. Intervals are over generated records for all but the last, which is over real
+    subjects, the others as they are. At most `max_records` generated records enter, and of training and of held-out
+    records as many as the smaller of both has, at most `max_records`, chosen by a hash of the subject; but for
+    copies_train. "counts" has these numbers, and those of the training records among which copies were looked for.
 
     synthetic   records generated from nothing; continuations would be near to their own prompts. None: none were
-    train       records that the generator was trained on. None: none are known
+    train       all records that the generator was trained on. None: none are known
     """
     missing = None
     if synthetic is None:
@@ -75,9 +81,10 @@ def judge(
     if missing is not None or synthetic is None or train is None:
         nothing = Resampled(np.nan, np.empty(0))
         return written(dict.fromkeys(MEASURES, nothing), dict.fromkeys(MEASURES, str(missing)))
+    synthetic = _some(synthetic, max_records, seed)
+    copied, num_searched = _copied(synthetic, train), len(train)
     num_real = min(len(train), len(held_out), max_records)
     train, held_out = _some(train, num_real, seed), _some(held_out, num_real, seed)
-    synthetic = _some(synthetic, max_records, seed)
 
     to_train, to_held_out = (nearest(synthetic.presence, real.presence, 2) for real in (train, held_out))
     near, far = to_train[:, 0], to_held_out[:, 0]
@@ -90,8 +97,9 @@ def judge(
         "ratio_train": ratios[0],
         "ratio_held_out": ratios[1],
         "ratio_gap": ratios[1] - ratios[0],
-        "copies_train": (near == 0).astype(np.float64),
+        "copies_train": copied,
         "copies_held_out": (far == 0).astype(np.float64),
+        "copies_gap": (near == 0).astype(np.float64) - (far == 0),
     }
     everyone = np.ones(len(synthetic), dtype=bool)
     units = Predictions(presence_table(synthetic.subjects, everyone, everyone, np.ones(len(synthetic))), "synthetic")
@@ -104,7 +112,7 @@ def judge(
         tables.append(presence_table(part.subjects, member, member, similarity))
     attack = Predictions(pl.concat(tables), "records")
     numbers["membership_auroc"] = attack.resample(["auroc"], num_bootstrap, seed)[0]["auroc"]
-    counts = {"generated": len(synthetic), "train": num_real, "held_out": num_real}
+    counts = {"generated": len(synthetic), "train": num_real, "held_out": num_real, "searched": num_searched}
     return {**written(numbers, {}), "counts": counts}
 
 
@@ -125,6 +133,19 @@ def nearest(records: sparse.csr_array, others: sparse.csr_array, num: int) -> Fl
         found[rows, :taken] = np.sort(np.partition(distance, taken - 1, axis=1)[:, :taken], axis=1)
     found[:, taken:] = found[:, taken - 1 : taken]
     return found
+
+
+def _copied(records: Sequences, others: Sequences) -> FloatArray:
+    """1 where a record has the very codes of one of `others`, however many: `[n]`."""
+    known = {*_code_sets(others)}
+    return np.array([codes in known for codes in _code_sets(records)], dtype=np.float64)
+
+
+def _code_sets(records: Sequences) -> list[bytes]:
+    """The codes of each record; the same bytes for the same set."""
+    presence = records.presence  # its columns ascend within a row
+    codes = presence.indices.astype(np.int32)
+    return [codes[begin:end].tobytes() for begin, end in pairwise(presence.indptr.tolist())]
 
 
 def _ratio(distances: FloatArray) -> FloatArray:

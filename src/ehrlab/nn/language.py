@@ -13,6 +13,7 @@ Hu et al. 2021 (arXiv 2106.09685) for the adapters, through peft. The cost of ev
 import hashlib
 import io
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, redirect_stderr
 from importlib.util import find_spec
@@ -46,15 +47,16 @@ def load_language_model(
 
     name      "tiny" (random weights, always the same ones), or what `core.language.resolve` knows
     dtype     of its weights. bfloat16 halves memory, and time where the processor has instructions for it
-    four_bit  weights as 4-bit numbers (NF4): an 8B model in 6 GB of a GPU. Needs CUDA and bitsandbytes
+    four_bit  weights as 4-bit numbers (NF4): an 8B model in 6 GB of a GPU, this process's own. Needs CUDA and
+              bitsandbytes; "tiny" has none
 
     Errors: InputError where the model is not to be had, or does not fit the texts' tokens.
     """
     if dtype not in DTYPES:
-        raise InputError(f"model.llm.dtype: expected one of {', '.join(DTYPES)}, found {dtype}")
+        raise InputError(f"llm.dtype: expected one of {', '.join(DTYPES)}, found {dtype}")
     if four_bit and not (torch.cuda.is_available() and find_spec("bitsandbytes")):
         raise InputError(
-            "model.llm.four_bit: expected a CUDA device and the package bitsandbytes, found "
+            "llm.four_bit: expected a CUDA device and the package bitsandbytes, found "
             f"{'no bitsandbytes' if torch.cuda.is_available() else 'no CUDA device'}. Set it to false, or install "
             "bitsandbytes on a machine with a GPU."
         )
@@ -84,7 +86,7 @@ def _from_files(name: str, dtype: torch.dtype, four_bit: bool) -> PreTrainedMode
         settings["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
         )
-        settings["device_map"] = {"": torch.cuda.current_device()}
+        settings["device_map"] = {"": _own_gpu()}
     transformers.logging.disable_progress_bar()
     try:
         with redirect_stderr(io.StringIO()) if gguf_file is not None else nullcontext():  # a bar without a switch
@@ -95,6 +97,11 @@ def _from_files(name: str, dtype: torch.dtype, four_bit: bool) -> PreTrainedMode
             f"{str(error).strip().splitlines()[0]}. Install what is missing, or choose another model."
         ) from error
     return model if gguf_file is None else _cast(model, dtype)
+
+
+def _own_gpu() -> int:
+    """This process's GPU: under DDP every rank has its own, known before Lightning moves anything there."""
+    return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
 
 
 def _cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
@@ -169,7 +176,7 @@ class LanguageModel(nn.Module):
     ) -> None:
         super().__init__()
         if pooling not in ("last", "mean"):
-            raise InputError(f"model.llm.pooling: expected last or mean, found {pooling}")
+            raise InputError(f"llm.pooling: expected last or mean, found {pooling}")
         base = load_language_model(spec.model, spec, dtype=dtype, four_bit=four_bit)
         if rank:
             settings = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets))
@@ -178,7 +185,7 @@ class LanguageModel(nn.Module):
             except ValueError as error:
                 linear = sorted({n.rsplit(".", 1)[-1] for n, m in base.named_modules() if isinstance(m, nn.Linear)})
                 raise InputError(
-                    f"model.llm.targets: expected linear layers of language model '{spec.model}', one of "
+                    f"llm.targets: expected linear layers of language model '{spec.model}', one of "
                     f"{', '.join(linear)}, found {', '.join(targets)}"
                 ) from error
         # In a list nn.Module does not look: state dicts, checkpoints and optimisers are the adapters' alone.
@@ -189,7 +196,7 @@ class LanguageModel(nn.Module):
                 weight.data = weight.data.float()  # steps are too small for bfloat16
                 self.adapters[name.replace(".", "/")] = weight.requires_grad_()
         self.pooling, self.tokens_per_pass = pooling, tokens_per_pass
-        self.is_fixed_in_place = four_bit
+        self.is_fixed_in_place = four_bit and spec.model != TINY
         self.out_dim = int(base.config.hidden_size)
         num_adapted = sum(weight.numel() for weight in self.adapters.values())
         log.info(
@@ -215,7 +222,13 @@ class LanguageModel(nn.Module):
         return self
 
     def forward(self, text: Text) -> Float[Tensor, "B D"]:
-        """Read every text, with gradients for the adapters."""
+        """Read every text, with gradients for the adapters; of texts without tokens they are 0."""
+        if self.is_fixed_in_place and text.ids.device != self.base.device:
+            raise InputError(
+                f"llm.four_bit=true: expected batches on {self.base.device}, where the 4-bit weights were loaded and "
+                f"stay, found them on {text.ids.device}. Set trainer=gpu (CUDA_VISIBLE_DEVICES chooses the GPU), or "
+                "llm.four_bit=false."
+            )
         lengths = text.mask.sum(1)
         vectors = torch.zeros(len(lengths), self.out_dim, device=text.ids.device)
         for rows in passes(lengths.cpu(), self.tokens_per_pass):
@@ -223,6 +236,9 @@ class LanguageModel(nn.Module):
             ids = text.ids[rows, : mask.shape[1]].to(self.base.device)
             states = self.base(input_ids=ids, use_cache=False).last_hidden_state.to(vectors)
             vectors = vectors.index_copy(0, torch.tensor(rows, device=vectors.device), self._pooled(states, mask))
+        if len(self.adapters) and torch.is_grad_enabled() and not vectors.requires_grad:
+            # Nothing was read. DDP waits for every adapter's gradient on every rank, also where it is 0.
+            vectors = vectors + 0 * torch.stack([weight.sum() for weight in self.adapters.values()]).sum()
         return vectors
 
     def _pooled(self, states: Tensor, mask: Tensor) -> Float[Tensor, "B D"]:

@@ -30,7 +30,8 @@ _TABLES = {
     ),
     LEAKS: (
         "What the generator gives away of its training records. Nothing: a gap of 0, AUROCs and the share of records "
-        "nearer to a training record of 50. Of records generated from nothing, but for ROUGE-1."
+        "nearer to a training record of 50. Of records generated from nothing, but for ROUGE-1. Copies are looked for "
+        "among all training records (by runs without copies_gap in metrics.json: among those that were continued)."
     ),
     LIKENESS: "Generated continuations beside the true ones. Distances of a perfect generator: the floor, not 0.",
 }

@@ -31,7 +31,7 @@ from ehrlab.data.clinical import ClinicalData
 from ehrlab.data.prepare import KEY_DIGITS
 from ehrlab.data.tokens import LISTS, TOKENIZER
 from ehrlab.evaluation import generation, utility
-from ehrlab.evaluation.sequences import HELD_OUT, read_completions
+from ehrlab.evaluation.sequences import HELD_OUT, TRAIN, read_completions
 from ehrlab.training.lit import derived_seed
 
 _RISKS = "risks.parquet"
@@ -103,11 +103,13 @@ def judge_generator(
     written("predictions", read_completions(completions, spec)[HELD_OUT].predictions())
     synthetic = written("synthetic", synthesise(model, data, settings, seed=seed, device=device))
     used = written("utility", useful(completions, spec, settings, cache))
+    real = {TRAIN: data.sequences(TRAIN).frame(), HELD_OUT: _drawn(data, HELD_OUT, settings.num_held_out)}
     return generation.evaluate(
         completions,
         spec,
         utility_predictions=used,
         synthetic=synthetic,
+        real=real,
         num_bootstrap=num_bootstrap,
         seed=bootstrap_seed,
     )
@@ -161,12 +163,12 @@ def complete(
     assert spec is not None
     parts = []
     for split, most, samples in (
-        ("held_out", settings.num_held_out, settings.num_samples),
-        ("train", settings.num_train, 0),
+        (HELD_OUT, settings.num_held_out, settings.num_samples),
+        (TRAIN, settings.num_train, 0),
     ):
         if most == 0:
             continue
-        chosen = prompts(_some(data.sequences(split).frame(), most, derived_seed(0, split)), spec, settings.cut)
+        chosen = prompts(_drawn(data, split, most), spec, settings.cut)
         if chosen.is_empty():
             raise InputError(
                 f"completion.cut={settings.cut}: no {split} record has more codes than that; set a smaller number"
@@ -195,7 +197,7 @@ def synthesise(
     assert spec is not None
     if settings.num_synthetic == 0:
         return None
-    heads = _some(data.sequences("train").frame(), settings.num_synthetic, derived_seed(seed, "heads"))
+    heads = _some(data.sequences(TRAIN).frame(), settings.num_synthetic, derived_seed(seed, "heads"))
     first_visit = [ids.index(spec.VISIT) for ids in heads["ids"].to_list()]
     heads = heads.with_columns(length=pl.Series(first_visit, dtype=pl.Int64)).sort("length", "subject_id")
     rows = []
@@ -205,6 +207,11 @@ def synthesise(
             rows += _rows(model.generate(batch, spec.max_tokens, generator, temperature=1.0))
     table = pl.DataFrame(rows, schema={name: pl.List(pl.Int32) for name in LISTS}, orient="row")
     return table.with_columns(subject_id=pl.int_range(len(rows), dtype=pl.Int64)).select("subject_id", *LISTS)
+
+
+def _drawn(data: ClinicalData, split: str, most: int) -> pl.DataFrame:
+    """At most so many records of a split, the same for every model and seed, of any length."""
+    return _some(data.sequences(split).frame(), most, derived_seed(0, split))
 
 
 def _some(records: pl.DataFrame, most: int, seed: int) -> pl.DataFrame:

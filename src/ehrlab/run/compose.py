@@ -52,7 +52,7 @@ def row_name(model: str, variant: str, overrides: Sequence[str]) -> str:
         key, value = o.key_or_group, o.get_value_element_as_str().rstrip("/").rsplit("/", 1)[-1]
         if key.startswith(("model.", "model/")):
             of_model[key[len("model.") :]] = value
-        elif key.startswith(("training.", "visits.")) or key == "trainer.max_epochs":
+        elif key.startswith(("training.", "visits.", "llm.")) or key == "trainer.max_epochs":
             of_protocol[key] = value
         elif key == "model" and o.package and o.package != "model":  # model@model.backbone=retain
             of_model[o.package.removeprefix("model.")] = value

@@ -428,17 +428,25 @@ def _recipes(cfg: DictConfig, phase: AnyPhase) -> dict[str, Recipe]:
 
 def check_overrides_are_read(overrides: Sequence[str], cfg: DictConfig, phases: Sequence[AnyPhase]) -> None:
     """InputError where a number of the protocol is given by hand and every phase has its own in its place."""
-    names = [phase.name for phase in phases if not isinstance(phase, EstimatorPhase)]
-    own = [cfg.training.phases.get(name) or OmegaConf.create() for name in names]
+    every = [phase.name for phase in phases]
+    trained = [phase for phase in phases if not isinstance(phase, EstimatorPhase)]
+    own = {phase.name: cfg.training.phases.get(phase.name) or OmegaConf.create() for phase in trained}
+    searched = {phase.name: own[phase.name] for phase in trained if isinstance(phase, Phase) and phase.select == "risk"}
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         given = str(override.key_or_group)
         key = "max_epochs" if given == "trainer.max_epochs" else given.removeprefix("training.")
-        if given == key or key.split(".")[0] in ("phases", "grid") or not names:
+        # With "+": the chosen training does not have it, and may have it for other models.
+        if override.is_add() and key.startswith("phases.") and (name := key.split(".")[1]) not in every:
+            raise InputError(f"{given}: the model has no phase {name!r}. Its phases: {', '.join(every)}.")
+        # What a protocol's own grid is for, and what other settings are for (_recipes).
+        readers = searched if key.split(".")[0] == "grid" else own
+        if given == key or key.split(".")[0] == "phases" or not readers:
             continue
-        if all(key in s.get("grid", {}) or OmegaConf.select(s, key) is not None for s in own):
+        place = "grid" if readers is searched else key
+        if all(place in s.get("grid", {}) or OmegaConf.select(s, place) is not None for s in readers.values()):
             raise InputError(
-                f"{given}: nothing would follow from it, each phase has its own. Set training.phases.NAME.{key}; NAME "
-                f"is {' or '.join(names)}."
+                f"{given}: nothing would follow from it, each phase has its own. Set training.phases.NAME.{place}; "
+                f"NAME is {' or '.join(readers)}."
             )
         if given == "trainer.max_epochs" and cfg.training.max_epochs != cfg.trainer.max_epochs:
             raise InputError(f"{given}: nothing would follow from it, training has its own. Set training.max_epochs.")

@@ -20,7 +20,7 @@ from ehrlab.simulation.codes import vocabulary
 from ehrlab.simulation.evidence import Evidence
 from ehrlab.simulation.label_risk import Admissions, Sign, latent_risk, sign_of
 from ehrlab.simulation.population import Floats, Ints, Shard
-from ehrlab.simulation.question import Asked, Question, emitted
+from ehrlab.simulation.question import Asked, Question, emitted, refuses_death
 from ehrlab.simulation.records import LAYOUTS, by_shard, minutes_since_entry
 from ehrlab.simulation.spec import Spec
 
@@ -39,7 +39,7 @@ class StayOutcome(Question):
             return f"no exact risk of intensive care for tables of layout {layout}, which have none"
         if self._outcome(task) is None:
             return "no exact risk of an onset that is not all of respiratory failure or all of shock (task.onset)"
-        return None
+        return refuses_death(task)
 
     def _outcome(self, task: Mapping[str, Any]) -> str | None:
         """Of icu_risk.OUTCOMES."""

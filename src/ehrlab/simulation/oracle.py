@@ -34,7 +34,7 @@ from ehrlab.simulation.folder import MARK
 from ehrlab.simulation.knobs import Knobs, turn
 from ehrlab.simulation.one_admission import CodedConditions, StayOutcome
 from ehrlab.simulation.population import Bools, Floats, Ints, simulate_spec
-from ehrlab.simulation.question import Asked, Question, emitted
+from ehrlab.simulation.question import Asked, Question, emitted, refuses_death
 from ehrlab.simulation.records import LAYOUTS, SOURCES, Records, code_likelihood, read
 from ehrlab.simulation.spec import RACES, Shape, Spec, population
 from ehrlab.simulation.specification import SPECIFICATION
@@ -184,7 +184,7 @@ class _Admissions(Question):
     def refuses(self, spec: Spec, layout: str, task: Mapping[str, Any]) -> str | None:
         if spec.shape.stay_days is None:
             return f"no exact risk of tasks about hospital stays for tables of layout {layout}, whose stays are shorter"
-        return None
+        return refuses_death(task)
 
     def __call__(self, asked: Asked) -> dict[str, Floats]:
         shape, task, records = asked.spec.shape, asked.task, _records(asked)

@@ -14,6 +14,8 @@ from ehrlab.simulation.codes import vocabulary
 from ehrlab.simulation.population import Floats, Shard
 from ehrlab.simulation.spec import Spec
 
+_DIED = ["^HOSPITAL_DISCHARGE//DIED$"]  # as the tables' readers code what the simulators write
+
 
 @dataclass(frozen=True, eq=False)
 class Asked:
@@ -30,6 +32,12 @@ class Asked:
     subject_ids: Callable[[pl.Series], pl.Series]
     modalities: Sequence[str]
     task: Mapping[str, Any]
+
+
+def refuses_death(task: Mapping[str, Any]) -> str | None:
+    """Why there is no exact risk where `task.died` means another end of a stay than the simulated death."""
+    died = list(task.get("died", _DIED))
+    return None if died == _DIED else f"no exact risk of stays that end otherwise than by {_DIED[0]} (task.died)"
 
 
 class Question(ABC):

@@ -120,6 +120,15 @@ class RecordCollator:
         return {"mask": torch.from_numpy(mask)} | {name: torch.from_numpy(x) for name, x in columns.items()}
 
 
+class _PairLoader(DataLoader[int]):
+    """Transformers' Trainer tells an epoch to the loader itself; of a plain one it would never reach our batches."""
+
+    batch_sampler: BucketedBatches
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batch_sampler.set_epoch(epoch)
+
+
 class _HouseTrainer(Trainer):
     """A Trainer with our batches, our optimiser, and nothing sent or written that we did not ask for."""
 
@@ -140,7 +149,7 @@ class _HouseTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[int]:
         numbers: Any = range(len(self.batches.lengths))
-        return DataLoader(numbers, batch_sampler=self.batches, collate_fn=self.data_collator)
+        return _PairLoader(numbers, batch_sampler=self.batches, collate_fn=self.data_collator)
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         if self.optimizer is None:

@@ -9,6 +9,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from ehrlab.core.errors import InputError
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -31,3 +33,12 @@ class Recipe:
     mode: str
     patience: int
     gradient_clip: float
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("min", "max") or ("loss" in self.monitor) != (self.mode == "min"):
+            raise InputError(
+                f"training.monitor={self.monitor}, training.mode={self.mode}: expected mode=min for a loss and mode=max "
+                "for a score, or the worst epoch would be kept. Set both."
+            )
+        if self.max_epochs < 1:
+            raise InputError(f"training.max_epochs: expected at least 1, found {self.max_epochs}")

@@ -177,11 +177,11 @@ def _run_preference(
     loggers: Sequence[Logger],
 ) -> dict[str, Any]:
     try:
-        from ehrlab.training.preference import run_preference  # TRL is an extra, and takes seconds to import
+        from ehrlab.training.preference import run_preference  # TRL takes seconds to import
     except ModuleNotFoundError as error:
         raise InputError(
-            f"phase '{phase.name}': expected the packages of the extra llm, found no {error.name}. "
-            'Install them: pip install -c constraints.txt -e ".[llm]"'
+            f"phase '{phase.name}': expected the project's packages, found no {error.name}. Install them: pip install "
+            "-c constraints.txt -e ."
         ) from error
     return run_preference(model, phase, data, recipe, trainer, folder, seed, loggers)
 

@@ -195,7 +195,7 @@ def _patients(meds: MedsDataset, targets: Sequence[str], age_band_years: int) ->
         first_visit=pl.col("visits").list.first()
     )
     years = (pl.col("first_visit") - pl.col("birth")).dt.total_days() / 365.25
-    band = (pl.min_horizontal(years, pl.lit(OLDEST)) / age_band_years).floor().cast(pl.Int64)
+    band = (years.clip(upper_bound=OLDEST) / age_band_years).floor().cast(pl.Int64)
     # Dense rank of the text: a missing trait is a group of its own.
     group = pl.concat_str(
         [

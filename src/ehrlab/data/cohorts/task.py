@@ -16,7 +16,7 @@ from ehrlab.core.errors import InputError
 from ehrlab.data.cache import content_key
 from ehrlab.data.meds import SPLITS, MedsDataset
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised whenever a task selects other samples from the same events, so that caches of older versions are not taken."""
 
 SAMPLE_SCHEMA = pl.Schema(

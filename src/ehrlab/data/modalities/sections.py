@@ -52,22 +52,55 @@ OTHERS = (
 CUT = (
     "diagnosis",
     "diagnoses",
+    "diag",
+    "dx",
+    "ddx",
+    "icd code",
+    "icd 9 code",
+    "icd 10 code",
     "discharge",
+    "d c",
+    "dc med",
+    "dc medication",
     "hospital course",
+    "hosp course",
     "hospital summary",
+    "hospital stay",
+    "hospitalization course",
+    "hospitalisation course",
+    "inpatient course",
     "clinical course",
     "icu course",
     "micu course",
+    "sicu course",
+    "ccu course",
+    "floor course",
+    "operative course",
+    "postoperative course",
+    "post op course",
+    "postop course",
     "brief course",
     "course by",
     "course during",
+    "course in",
+    "course of hospitalization",
+    "course of hospitalisation",
+    "course of stay",
+    "course on the",
+    "course while",
     "assessment",
     "impression",
+    "imp",
     "plan",
     "a p",
     "disposition",
+    "dispo",
     "condition",
     "problem list",
+    "principal problem",
+    "primary problem",
+    "hospital problem",
+    "active problem",
     "active issues",
     "chronic issues",
     "transitional issues",
@@ -78,6 +111,16 @@ CUT = (
     "addendum",
 )
 """A title with one of these phrases states the label, or what was known at the end of the admission only."""
+
+_VERB = r"['\u2019 ]?e?d\b"  # dx'd, d/c'd; the normal form of a title has a blank for the apostrophe
+_YEARS = r"(?:\d\d?\W)?(?:19|20)\d\d|\d+\W?(?:years?|yrs?)"
+_ONCE = rf"(?:in(?!\W+(?:order|hospital|house))|with|since|last|as a|at age|{_YEARS})\b"
+_TOLD = {
+    "dx": rf"{_VERB}|[^\w:]+{_ONCE}",
+    "d c": rf"{_VERB}|[/ ][obw]\b",  # "he'd c/o pain"
+    "course in": r"[^\w:]+(?:the[^\w:]+)?(?:ed|er|emergency)\b",
+}
+"""Phrase of CUT -> what follows it where it is told of earlier years, or of the hours before the admission."""
 
 _DATES = re.compile(r"(date of )?discharge date|date of discharge")  # tells nothing, and stands above everything
 _AMBIGUOUS = re.compile(r"medications?|meds")  # among the medications at discharge, once a cut section has begun
@@ -95,13 +138,14 @@ class SectionFinder:
 
     def __init__(self, sections: Sequence[str], cut: Sequence[str] = CUT) -> None:
         self.sections = tuple(sections)
-        phrases = "|".join(re.escape(phrase).replace(r"\ ", r"[\W_]+") for phrase in sorted(map(_normal, cut)))
+        phrases = "|".join(map(_pattern, sorted(map(_normal, cut))))
         # A list without phrases matches nothing.
         self._cut = re.compile(rf"\b(?:{phrases})s?\b" if phrases else r"(?!)", flags=re.IGNORECASE)
         around = rf"(?:{_WORD}[ \t]+){{0,4}}"
+        # "DX/TX:" and "DIAGNOSIS #1:", but no time of the day
+        after = rf"(?:(?:[ \t]+|[ \t]*[/&][ \t]*){_WORD}){{0,3}}(?:[ \t#]*\d\d?(?=[ \t]*:(?!\d)))?[ \t]*:"
         self._cut_within = re.compile(
-            rf"(?:^|[ \t]|(?<=\W)){around}(?:{phrases})s?(?:[ \t]+{_WORD}){{0,3}}[ \t]*:" if phrases else r"(?!)",
-            flags=re.IGNORECASE,
+            rf"(?:^|[ \t]|(?<=\W)){around}(?:{phrases})s?{after}" if phrases else r"(?!)", flags=re.IGNORECASE
         )
         self._names = {name: re.compile(spelling) for name, spelling in SPELLINGS.items()}
         self._others = re.compile(OTHERS)
@@ -166,6 +210,12 @@ class SectionFinder:
             if spelling.fullmatch(title):
                 return name
         return "other" if is_date or self._others.fullmatch(title) else None
+
+
+def _pattern(phrase: str) -> str:
+    """Of a phrase in its normal form, with anything but letters and digits for a blank."""
+    told = f"(?!{_TOLD[phrase]})" if phrase in _TOLD else ""
+    return re.escape(phrase).replace(r"\ ", r"[\W_]+") + told
 
 
 def _normal(title: str) -> str:

@@ -84,7 +84,7 @@ class TextModality(Modality):
     """
 
     name: ClassVar[str] = "text"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     model: str = "smollm2"
     max_tokens: int = 256

@@ -33,7 +33,7 @@ class MedsFolder(Source):
 
     kinds  kind of event -> regular expressions of this ETL's codes; unnamed kinds keep codes.DEFAULT_KINDS
     visit  the column that groups events into visits; by default the first of VISIT_COLUMNS that the files have, else
-           a visit is a calendar day of a subject
+           visits have no names: stays go by time, and what needs visits takes a subject's calendar days
 
     The schema is checked on opening; order, contiguity and nulls when the events are read (one streaming pass).
     Errors: InputError where the folder breaks the standard.
@@ -124,9 +124,8 @@ class MedsFolder(Source):
 
     def _events(self, path: Path, schema: pa.Schema) -> pl.LazyFrame:
         frame = pl.scan_parquet(path, hive_partitioning=False)
-        time = pl.col("time")
         if self._visit is None:
-            visit = time.dt.epoch("d").cast(pl.Int64)
+            visit = pl.lit(None, pl.Int64)  # what needs visits takes a subject's days for them, and stays go by time
         elif pa.types.is_integer(schema.field(self._visit).type) or pa.types.is_floating(
             schema.field(self._visit).type
         ):
@@ -153,8 +152,8 @@ class MedsFolder(Source):
             return next((name for name in VISIT_COLUMNS if name in shared), None)
         if wanted not in shared:
             raise InputError(
-                f"data.visit: column {wanted!r} is not in every file of {self.root / meds.data_subdirectory}; found "
-                f"{', '.join(sorted(shared))}"
+                f"data.source.visit: column {wanted!r} is not in every file of {self.root / meds.data_subdirectory}; "
+                f"found {', '.join(sorted(shared))}"
             )
         return wanted
 

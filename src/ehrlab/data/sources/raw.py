@@ -128,7 +128,7 @@ class RawTable:
             if missing:
                 raise InputError(
                     f"table {name} ({path}): column {missing[0]!r} is missing; found {', '.join(by_lower)}. Name it in "
-                    "the file, or map it in the config where the source allows that (data.columns)."
+                    "the file, or map it in the config where the source allows that (data.source.columns)."
                 )
             actual = {ours: by_lower[theirs] for ours, theirs in wanted.items() if theirs in by_lower}
             self._actual.append(actual)

@@ -241,9 +241,10 @@ def open_trinetx(
 def _check_columns(columns: Mapping[str, Mapping[str, str]]) -> None:
     for table, names in columns.items():
         if table not in COLUMNS:
-            raise InputError(f"data.columns: unknown table {table!r}; expected some of {', '.join(COLUMNS)}")
+            raise InputError(f"data.source.columns: unknown table {table!r}; expected some of {', '.join(COLUMNS)}")
         unknown = sorted(set(names) - set(COLUMNS[table]))
         if unknown:
             raise InputError(
-                f"data.columns.{table}: unknown column {unknown[0]!r}; expected some of {', '.join(COLUMNS[table])}"
+                f"data.source.columns.{table}: unknown column {unknown[0]!r}; expected some of "
+                f"{', '.join(COLUMNS[table])}"
             )
