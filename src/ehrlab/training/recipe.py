@@ -37,7 +37,7 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.mode not in ("min", "max") or ("loss" in self.monitor) != (self.mode == "min"):
             raise InputError(
-                f"training.monitor={self.monitor}, training.mode={self.mode}: expected mode=min for a loss and mode=max "
+                f"training.monitor={self.monitor}, training.mode={self.mode}: expected mode=min for a loss and max "
                 "for a score, or the worst epoch would be kept. Set both."
             )
         if self.max_epochs < 1:
