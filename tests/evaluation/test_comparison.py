@@ -78,6 +78,12 @@ def test_a_seed_that_differs_widens_the_interval_of_a_row():
     assert varied.high - varied.low > 2 * (steady.high - steady.low)
 
 
+def test_the_interval_of_a_row_stays_within_what_its_seeds_have():
+    tables = {0: predictions(3.0, 4), 1: predictions(-9.0, 4), 2: predictions(-9.0, 5)}
+    interval = row_interval(resample_row(tables, ["f1"], num_bootstrap=300), "f1")
+    assert interval.low >= 0
+
+
 def crossed(rng, num_seeds, seeds, patients, both, num_bootstrap=200, n=100):
     """A row whose metric is a mean over patients: the spread of seeds, errors over patients, and of one seed alone."""
     scores = seeds * rng.normal(size=(num_seeds, 1)) + np.sqrt(n) * (

@@ -98,7 +98,8 @@ def row_interval(row: ResampledRow, metric: str) -> Interval:
         # Its own stream: the same draw of seeds for every row, whatever the number of patients.
         drawn = np.random.default_rng([row.resampling_seed, num_seeds]).integers(0, num_seeds, (num, num_seeds))
         away = np.take_along_axis(resamples, drawn, axis=1).mean(axis=1) - means
-        means = means + away * np.sqrt(num_seeds / (num_seeds - 1))  # a mean of S draws varies by that too little
+        widened = means + away * np.sqrt(num_seeds / (num_seeds - 1))  # a mean of S draws varies by that too little
+        means = np.clip(widened, np.nanmin(resamples), np.nanmax(resamples)) if np.isfinite(resamples).any() else means
     return percentile_interval(float(row.values[metric].mean()), means)
 
 
