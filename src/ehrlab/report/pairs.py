@@ -81,7 +81,7 @@ def _section(
         lead.append(Picture(figure, caption, any(group.simulated for group in groups)))
     notes = (
         "Ours: mean ± standard deviation over seeds (number of seeds). Difference: with minus without on the same "
-        "patients and seeds, below it the 95 % interval (paired bootstrap)."
+        "patients and seeds, below it the 95 % interval."
     )
     return Section(metric_header(metric), [*lead, *blocks, Paragraph(notes)])
 
