@@ -175,6 +175,19 @@ def test_prepared_data_survives_pickling_after_use(data):
     assert copy.samples("train").equals(data.samples("train"))
 
 
+def test_the_same_samples_are_known_however_many_files_hold_them(source, data, tmp_path, monkeypatch):
+    """A model that reads more tables has its subjects in more files, and is compared with one that reads less."""
+
+    def in_three(*args: Any) -> None:
+        build(*args, bucket_bytes=-(-source.path.stat().st_size // 3))
+
+    build = prepare_module.meds_folder.build
+    monkeypatch.setattr(prepare_module.meds_folder, "build", in_three)
+    other = prepare(source, TASK, tmp_path / "other", split=SPLIT, visits=VISITS, simulated=True)
+    assert other.dataset("train").subject_id.tolist() != data.dataset("train").subject_id.tolist()
+    assert other.samples_fingerprint == data.samples_fingerprint
+
+
 def test_a_share_of_the_labels_is_not_the_share_that_a_task_takes_its_controls_from():
     """Both are made of subjects and a seed, whose defaults are equal."""
     ids = np.arange(4000, dtype=np.int64)

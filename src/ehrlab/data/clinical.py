@@ -148,8 +148,10 @@ class ClinicalData:
         for split in SPLITS:
             samples = self.dataset(split)
             digest = hashlib.sha256()
+            # Sorted: which files hold whom follows from the number of events, and so from the tables that are read.
+            order = np.lexsort((samples.prediction_time, samples.subject_id))
             for column in (samples.subject_id, samples.prediction_time, samples.labels):
-                digest.update(np.ascontiguousarray(column).tobytes())
+                digest.update(np.ascontiguousarray(column[order]).tobytes())
             digests.append(digest.hexdigest())
         return content_key(digests, self.records.get("tokens"))
 
