@@ -250,10 +250,17 @@ def _announce(cfg: DictConfig, data: ClinicalData) -> None:
         log.info("%d of %d codes of visits are in the vocabulary of diagnoses; others are not read", known, len(ids))
 
 
-# Settings of the trainer that do not determine a run's numbers, or are kept elsewhere. The rest, such as callbacks or
-# limit_train_batches, counts where it is set.
+# Settings of the trainer that do not determine a run's numbers, or are kept elsewhere. The rest, such as
+# limit_train_batches, counts where it is set. Callbacks of one's own are for watching (conf/trainer): a run that was
+# stopped goes on without them.
 _WHERE_IT_RUNS = ("accelerator", "devices", "num_nodes", "strategy", "use_distributed_sampler", "profiler", "benchmark")
-_WHAT_IT_SHOWS = ("enable_model_summary", "enable_progress_bar", "log_every_n_steps", "num_sanity_val_steps")
+_WHAT_IT_SHOWS = (
+    "enable_model_summary",
+    "enable_progress_bar",
+    "log_every_n_steps",
+    "num_sanity_val_steps",
+    "callbacks",
+)
 _ELSEWHERE = ("_target_", "_partial_", "precision", "max_epochs")
 
 
