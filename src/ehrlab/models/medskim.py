@@ -117,10 +117,10 @@ class MedSkim(RiskModel):
             weight = weight / torch.where(total > 0, total, 1)
             z = self.read_codes(torch.einsum("bc,bce->be", weight, x_k)) + t_k
             h = read_k * self.cell(self.dropout(z), h) + (1 - read_k) * h
-            # At the first visit nothing is stored; it looks at itself for nothing, so that a batch of single visits
-            # gives every parameter a gradient, as DDP wants.
-            remembered = self.memory(h, stored or [self.memory.store(h)])
-            h = remembered if stored else h + 0 * remembered
+            if stored:
+                h = self.memory(h, stored)
+            else:  # DDP wants a gradient of every parameter, also where nobody in the batch has a second visit
+                h = h + 0 * torch.stack([weight.sum() for weight in self.memory.parameters()]).sum()
             stored.append(self.memory.store(h))
             states.append(h)
             read.append(read_k[:, 0])
